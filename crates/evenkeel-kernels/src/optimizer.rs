@@ -1,0 +1,186 @@
+//! Passes over parameters, gradients and optimiser state: one read and one write of each.
+
+use crate::isa::multiversion;
+use crate::math;
+use crate::threads::PIECE;
+use rayon::prelude::*;
+
+/// Coefficients of one AdamW step, with everything that depends on the step count folded in.
+#[derive(Clone, Copy, Debug)]
+pub struct AdamW {
+    /// Decay of the first moment.
+    pub beta1: f32,
+    /// Decay of the second moment.
+    pub beta2: f32,
+    /// lr / (1 - β1^n).
+    pub step_size: f32,
+    /// 1 / √(1 - β2^n).
+    pub inv_sqrt_correction: f32,
+    /// Added to the corrected √v.
+    pub eps: f32,
+    /// 1 - lr · weight decay.
+    pub keep: f32,
+}
+
+/// One AdamW step (Loshchilov and Hutter, arXiv 1711.05101) in place on `p`, `m`, `v`.
+///
+/// # Panics
+/// If lengths differ.
+pub fn adamw(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], c: AdamW) {
+    assert!(p.len() == g.len() && m.len() == g.len() && v.len() == g.len());
+    p.par_chunks_mut(PIECE)
+        .zip(g.par_chunks(PIECE))
+        .zip(m.par_chunks_mut(PIECE).zip(v.par_chunks_mut(PIECE)))
+        .for_each(|((p, g), (m, v))| adamw_piece(p, g, m, v, c));
+}
+
+multiversion! {
+    fn adamw_piece(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], c: AdamW) {
+        let n = p.len();
+        let (g, m, v) = (&g[..n], &mut m[..n], &mut v[..n]);
+        for i in 0..n {
+            m[i] = c.beta1 * m[i] + (1.0 - c.beta1) * g[i];
+            v[i] = c.beta2 * v[i] + (1.0 - c.beta2) * g[i] * g[i];
+            let denominator = v[i].sqrt() * c.inv_sqrt_correction + c.eps;
+            p[i] = p[i] * c.keep - c.step_size * (m[i] / denominator);
+        }
+    }
+}
+
+/// The Adam moments of SOAP in the rotated space: `m` and `v` take `g`, `u = m / (√v + ε)`.
+///
+/// # Panics
+/// If lengths differ.
+pub fn adam_direction(
+    g: &[f32],
+    m: &mut [f32],
+    v: &mut [f32],
+    u: &mut [f32],
+    beta1: f32,
+    beta2: f32,
+    eps: f32,
+) {
+    assert!(u.len() == g.len() && m.len() == g.len() && v.len() == g.len());
+    u.par_chunks_mut(PIECE)
+        .zip(g.par_chunks(PIECE))
+        .zip(m.par_chunks_mut(PIECE).zip(v.par_chunks_mut(PIECE)))
+        .for_each(|((u, g), (m, v))| direction_piece(g, m, v, u, beta1, beta2, eps));
+}
+
+multiversion! {
+    fn direction_piece(
+        g: &[f32],
+        m: &mut [f32],
+        v: &mut [f32],
+        u: &mut [f32],
+        beta1: f32,
+        beta2: f32,
+        eps: f32,
+    ) {
+        let n = g.len();
+        let (m, v, u) = (&mut m[..n], &mut v[..n], &mut u[..n]);
+        for i in 0..n {
+            m[i] = beta1 * m[i] + (1.0 - beta1) * g[i];
+            v[i] = beta2 * v[i] + (1.0 - beta2) * g[i] * g[i];
+            u[i] = m[i] / (v[i].sqrt() + eps);
+        }
+    }
+}
+
+/// `p = (p - step · u) · keep`: the step first, the decay after it, as SOAP's reference does.
+///
+/// # Panics
+/// If lengths differ.
+pub fn step_then_decay(p: &mut [f32], u: &[f32], step: f32, keep: f32) {
+    assert_eq!(p.len(), u.len());
+    p.par_chunks_mut(PIECE).zip(u.par_chunks(PIECE)).for_each(|(p, u)| {
+        for (p, u) in p.iter_mut().zip(u) {
+            *p = (*p - step * u) * keep;
+        }
+    });
+}
+
+/// `y = x · factor + y`, in parallel.
+///
+/// # Panics
+/// If lengths differ.
+pub fn add_scaled(y: &mut [f32], x: &[f32], factor: f32) {
+    assert_eq!(y.len(), x.len());
+    y.par_chunks_mut(PIECE).zip(x.par_chunks(PIECE)).for_each(|(y, x)| {
+        for (y, x) in y.iter_mut().zip(x) {
+            *y += factor * x;
+        }
+    });
+}
+
+/// `y = y + weight · (x - y)`, in parallel: an exponential moving average.
+///
+/// # Panics
+/// If lengths differ.
+pub fn lerp(y: &mut [f32], x: &[f32], weight: f32) {
+    assert_eq!(y.len(), x.len());
+    y.par_chunks_mut(PIECE).zip(x.par_chunks(PIECE)).for_each(|(y, x)| {
+        for (y, x) in y.iter_mut().zip(x) {
+            *y += weight * (x - *y);
+        }
+    });
+}
+
+/// Σ x², pieces in float32 lanes, added in float64 in a fixed order. NaN or infinite if any entry is.
+pub fn sum_squares(x: &[f32]) -> f64 {
+    // Pieces of 4096 keep the float32 partial sums short.
+    let parts: Vec<f64> = x.par_chunks(4096).map(|x| square_piece(x) as f64).collect();
+    parts.iter().sum()
+}
+
+multiversion! {
+    fn square_piece(x: &[f32]) -> f32 {
+        math::sum_by(x, |v| v * v)
+    }
+}
+
+/// Σ a b, as [`sum_squares`].
+///
+/// # Panics
+/// If lengths differ.
+pub fn dot(a: &[f32], b: &[f32]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let parts: Vec<f64> =
+        a.par_chunks(4096).zip(b.par_chunks(4096)).map(|(a, b)| dot_piece(a, b) as f64).collect();
+    parts.iter().sum()
+}
+
+multiversion! {
+    fn dot_piece(a: &[f32], b: &[f32]) -> f32 {
+        math::sum_by2(a, b, |a, b| a * b)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sums_are_exact_on_integers() {
+        let x: Vec<f32> = (0..10_000).map(|i| (i % 7) as f32).collect();
+        let want: f64 = x.iter().map(|&v| (v * v) as f64).sum();
+        assert_eq!(sum_squares(&x), want);
+        assert_eq!(dot(&x, &x), want);
+        assert!(sum_squares(&[1.0, f32::NAN]).is_nan());
+    }
+
+    #[test]
+    fn adamw_moves_against_the_gradient_by_the_learning_rate_at_first() {
+        let (mut p, mut m, mut v) = ([1.0f32], [0.0], [0.0]);
+        let c = AdamW {
+            beta1: 0.9,
+            beta2: 0.999,
+            step_size: 0.01 / (1.0 - 0.9),
+            inv_sqrt_correction: 1.0 / (1.0f32 - 0.999).sqrt(),
+            eps: 0.0,
+            keep: 1.0,
+        };
+        adamw(&mut p, &[3.0], &mut m, &mut v, c);
+        assert!((p[0] - 0.99).abs() < 1e-5);
+    }
+}

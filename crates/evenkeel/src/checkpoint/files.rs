@@ -1,0 +1,63 @@
+//! Files that are whole or not there: written beside their place, synced, renamed.
+
+use super::{CheckpointError, Result};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::io::Write;
+use std::path::Path;
+
+fn io(path: &Path) -> impl Fn(std::io::Error) -> CheckpointError + '_ {
+    move |source| CheckpointError::Io { path: path.to_path_buf(), source }
+}
+
+/// Writes `bytes` to `path`, atomically.
+///
+/// # Errors
+/// If the disk refuses.
+pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    let dir = path.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut file = tempfile::NamedTempFile::new_in(dir).map_err(io(path))?;
+    file.write_all(bytes).map_err(io(path))?;
+    file.as_file().sync_all().map_err(io(path))?;
+    file.persist(path).map_err(|e| io(path)(e.error))?;
+    Ok(())
+}
+
+/// Writes `value` as indented JSON, atomically.
+///
+/// # Errors
+/// If the disk refuses.
+pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+    let mut text = serde_json::to_string_pretty(value)
+        .map_err(|e| CheckpointError::Damaged { path: path.to_path_buf(), problem: e.to_string() })?;
+    text.push('\n');
+    write(path, text.as_bytes())
+}
+
+/// A file's bytes.
+///
+/// # Errors
+/// If it cannot be read.
+pub fn read(path: &Path) -> Result<Vec<u8>> {
+    std::fs::read(path).map_err(io(path))
+}
+
+/// A JSON file.
+///
+/// # Errors
+/// If it cannot be read or is not what is expected.
+pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    serde_json::from_slice(&read(path)?)
+        .map_err(|e| CheckpointError::Damaged { path: path.to_path_buf(), problem: e.to_string() })
+}
+
+/// Makes the names in a folder durable. Does nothing where folders cannot be opened.
+///
+/// # Errors
+/// If syncing fails.
+pub fn sync_dir(path: &Path) -> Result<()> {
+    match std::fs::File::open(path) {
+        Ok(dir) if cfg!(unix) => dir.sync_all().map_err(io(path)),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,285 @@
+//! Checkpoints and run directories on disk.
+//!
+//! A checkpoint is a folder `step-000500` with `model.safetensors` (metadata format "pt"), `config.json`,
+//! `tokenizer.json`, and for resuming `optim.safetensors` and `state.json`. It is written beside its place,
+//! synced and renamed, so that a folder of that name is always whole; `checkpoints/latest` names the newest.
+//! A run directory, or one of its checkpoints, can be used wherever a MODEL is asked for.
+
+pub mod files;
+mod tensors;
+
+pub use tensors::{read_tensors, write_tensors};
+
+use crate::error::Hint;
+use crate::model::{ModelConfig, ModelError, Transformer};
+use crate::optim::State;
+use candle_core::Tensor;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use thiserror::Error;
+
+/// A checkpoint or run directory that cannot be read or written.
+#[derive(Debug, Error)]
+pub enum CheckpointError {
+    /// There is nothing at that path.
+    #[error("there is no model at {path}")]
+    NotFound {
+        /// As given.
+        path: PathBuf,
+    },
+    /// A folder without checkpoints or config.json.
+    #[error("{path} is neither a run directory with a checkpoint nor a checkpoint folder")]
+    NotAModel {
+        /// As given.
+        path: PathBuf,
+    },
+    /// A file that cannot be read or written.
+    #[error("cannot access {path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A file that is not what its name says.
+    #[error("{path} is damaged: {problem}")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+    /// config.json of some other kind of model.
+    #[error("{path} describes a model of type \"{found}\", which this version cannot read")]
+    UnknownArchitecture {
+        /// The config.json.
+        path: PathBuf,
+        /// Its model_type.
+        found: String,
+    },
+    /// The weights do not fit.
+    #[error("{path}: {source}")]
+    Model {
+        /// The checkpoint folder.
+        path: PathBuf,
+        /// What does not fit.
+        source: ModelError,
+    },
+    /// A tensor that cannot be written.
+    #[error("tensor operation failed: {0}")]
+    Tensor(#[from] candle_core::Error),
+}
+
+impl Hint for CheckpointError {
+    fn hint(&self) -> String {
+        match self {
+            CheckpointError::NotFound { .. } | CheckpointError::NotAModel { .. } => {
+                "give a run directory that `evenkeel train` made, or one of its checkpoints/step-* folders"
+                    .into()
+            }
+            CheckpointError::Io { .. } => "check the path, its permissions and the space on the disk".into(),
+            CheckpointError::Damaged { .. } => {
+                "use an older checkpoint of the same run, or make this one again".into()
+            }
+            CheckpointError::UnknownArchitecture { .. } => {
+                "this version reads checkpoints with model_type \"evenkeel\"".into()
+            }
+            CheckpointError::Model { source, .. } => source.hint(),
+            CheckpointError::Tensor(_) => "run again with RUST_BACKTRACE=1 and report what it prints".into(),
+        }
+    }
+}
+
+/// Shorthand.
+pub(crate) type Result<T> = std::result::Result<T, CheckpointError>;
+
+/// config.json: what a Hugging Face folder has, and our `[model]` table.
+#[derive(Serialize, Deserialize)]
+struct ConfigFile {
+    model_type: String,
+    architectures: Vec<String>,
+    #[serde(default)]
+    dtype: String,
+    model: serde_json::Value,
+}
+
+const MODEL_TYPE: &str = "evenkeel";
+
+/// Where a run stands, beside the optimiser's tensors.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RunState {
+    /// Layout of this file.
+    pub schema: u32,
+    /// Steps finished.
+    pub step: u64,
+    /// Training tokens seen.
+    pub tokens: u64,
+    /// Loss of the very first step, to which the divergence guard compares.
+    pub first_loss: Option<f64>,
+    /// Steps in a row above the guard's limit.
+    pub guard_count: u64,
+}
+
+/// Writes a checkpoint folder `step-NNNNNN` below `checkpoints`, points `latest` at it and removes the oldest
+/// beyond `keep`.
+///
+/// # Errors
+/// If the disk refuses.
+#[allow(clippy::too_many_arguments)]
+pub fn save(
+    checkpoints: &Path,
+    model: &Transformer,
+    states: &[State],
+    tokenizer: Option<&Path>,
+    state: &RunState,
+    keep: usize,
+) -> Result<PathBuf> {
+    let name = format!("step-{:06}", state.step);
+    let target = checkpoints.join(&name);
+    let beside = checkpoints.join(format!(".{name}.tmp"));
+    let io = |path: &Path| {
+        let path = path.to_path_buf();
+        move |source| CheckpointError::Io { path, source }
+    };
+    std::fs::create_dir_all(checkpoints).map_err(io(checkpoints))?;
+    if beside.exists() {
+        std::fs::remove_dir_all(&beside).map_err(io(&beside))?;
+    }
+    std::fs::create_dir(&beside).map_err(io(&beside))?;
+    write_model(&beside, model, tokenizer)?;
+    let mut tensors = BTreeMap::new();
+    for (parameter, state) in model.parameters().iter().zip(states) {
+        for (key, tensor) in &state.tensors {
+            tensors.insert(format!("{}/{key}", parameter.name), tensor.clone());
+        }
+        let steps = Tensor::new(&[state.steps as i64], &candle_core::Device::Cpu)?;
+        tensors.insert(format!("{}/steps", parameter.name), steps);
+    }
+    write_tensors(&beside.join("optim.safetensors"), &tensors)?;
+    files::write_json(&beside.join("state.json"), state)?;
+    files::sync_dir(&beside)?;
+    if target.exists() {
+        std::fs::remove_dir_all(&target).map_err(io(&target))?;
+    }
+    std::fs::rename(&beside, &target).map_err(io(&target))?;
+    files::sync_dir(checkpoints)?;
+    files::write(&checkpoints.join("latest"), name.as_bytes())?;
+    let mut all = complete(checkpoints)?;
+    while all.len() > keep {
+        let oldest = all.remove(0);
+        std::fs::remove_dir_all(&oldest).map_err(io(&oldest))?;
+    }
+    Ok(target)
+}
+
+/// Writes model.safetensors, config.json and tokenizer.json into an existing folder.
+///
+/// # Errors
+/// If the disk refuses.
+pub fn write_model(dir: &Path, model: &Transformer, tokenizer: Option<&Path>) -> Result<()> {
+    let tensors: BTreeMap<String, Tensor> =
+        model.parameters().iter().map(|p| (p.name.clone(), p.tensor.clone())).collect();
+    write_tensors(&dir.join("model.safetensors"), &tensors)?;
+    let config = ConfigFile {
+        model_type: MODEL_TYPE.into(),
+        architectures: vec!["EvenkeelForCausalLM".into()],
+        dtype: "float32".into(),
+        model: serde_json::to_value(model.config()).map_err(|e| CheckpointError::Damaged {
+            path: dir.join("config.json"),
+            problem: e.to_string(),
+        })?,
+    };
+    files::write_json(&dir.join("config.json"), &config)?;
+    if let Some(tokenizer) = tokenizer {
+        let bytes = files::read(tokenizer)?;
+        files::write(&dir.join("tokenizer.json"), &bytes)?;
+    }
+    Ok(())
+}
+
+/// Complete checkpoint folders, oldest first.
+///
+/// # Errors
+/// If the folder cannot be listed.
+pub fn complete(checkpoints: &Path) -> Result<Vec<PathBuf>> {
+    if !checkpoints.exists() {
+        return Ok(Vec::new());
+    }
+    let mut found = Vec::new();
+    let entries = std::fs::read_dir(checkpoints)
+        .map_err(|source| CheckpointError::Io { path: checkpoints.to_path_buf(), source })?;
+    for entry in entries.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if let Some(Ok(step)) = name.strip_prefix("step-").map(str::parse::<u64>)
+            && entry.path().join("state.json").is_file()
+        {
+            found.push((step, entry.path()));
+        }
+    }
+    found.sort();
+    Ok(found.into_iter().map(|(_, path)| path).collect())
+}
+
+/// The checkpoint folder that a MODEL argument means: itself, or the newest one of a run directory.
+///
+/// # Errors
+/// If there is none.
+pub fn resolve(model: &Path) -> Result<PathBuf> {
+    if !model.exists() {
+        return Err(CheckpointError::NotFound { path: model.to_path_buf() });
+    }
+    if model.join("config.json").is_file() {
+        return Ok(model.to_path_buf());
+    }
+    complete(&model.join("checkpoints"))?
+        .pop()
+        .ok_or_else(|| CheckpointError::NotAModel { path: model.to_path_buf() })
+}
+
+/// The model in a checkpoint folder or run directory.
+///
+/// # Errors
+/// If it is not there, damaged, of another architecture, or its weights do not fit its configuration.
+pub fn load_model(path: &Path) -> Result<Transformer> {
+    let dir = resolve(path)?;
+    let config = load_config(&dir)?;
+    let mut tensors = read_tensors(&dir.join("model.safetensors"))?;
+    Transformer::from_tensors(config, &mut tensors)
+        .map_err(|source| CheckpointError::Model { path: dir, source })
+}
+
+fn load_config(dir: &Path) -> Result<ModelConfig> {
+    let path = dir.join("config.json");
+    let value: serde_json::Value = files::read_json(&path)?;
+    let found = value.get("model_type").and_then(|v| v.as_str()).unwrap_or("none").to_string();
+    if found != MODEL_TYPE {
+        return Err(CheckpointError::UnknownArchitecture { path, found });
+    }
+    let damaged = |e: serde_json::Error| CheckpointError::Damaged { path: path.clone(), problem: e.to_string() };
+    let file: ConfigFile = serde_json::from_value(value).map_err(damaged)?;
+    serde_json::from_value(file.model).map_err(damaged)
+}
+
+/// The optimiser's state and the run's state in a checkpoint folder.
+///
+/// # Errors
+/// If a file is missing or damaged.
+pub fn load_state(dir: &Path, model: &Transformer) -> Result<(Vec<State>, RunState)> {
+    let path = dir.join("optim.safetensors");
+    let mut by_name: BTreeMap<String, State> = BTreeMap::new();
+    for (name, tensor) in read_tensors(&path)? {
+        let damaged = |problem: String| CheckpointError::Damaged { path: path.clone(), problem };
+        let Some((parameter, key)) = name.rsplit_once('/') else {
+            return Err(damaged(format!("tensor {name} belongs to no parameter")));
+        };
+        let state = by_name.entry(parameter.to_string()).or_default();
+        if key == "steps" {
+            state.steps = tensor.to_vec1::<i64>()?.first().copied().unwrap_or(0) as u64;
+        } else {
+            state.tensors.insert(key.to_string(), tensor);
+        }
+    }
+    let states = model.parameters().iter().map(|p| by_name.remove(&p.name).unwrap_or_default()).collect();
+    Ok((states, files::read_json(&dir.join("state.json"))?))
+}

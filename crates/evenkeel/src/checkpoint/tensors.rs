@@ -1,0 +1,65 @@
+//! Safetensors files of ours: float32 and int64, written in a fixed order with one metadata key, so that equal
+//! tensors make equal bytes.
+
+use super::{CheckpointError, Result, files};
+use candle_core::{DType, Device, Tensor};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
+/// Writes tensors by name, atomically.
+///
+/// # Errors
+/// If the disk refuses, or a tensor is neither float32 nor int64.
+pub fn write_tensors(path: &Path, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
+    let damaged = |problem: String| CheckpointError::Damaged { path: path.to_path_buf(), problem };
+    let mut bytes: Vec<(&String, Dtype, Vec<usize>, Vec<u8>)> = Vec::with_capacity(tensors.len());
+    for (name, tensor) in tensors {
+        let flat = tensor.flatten_all()?;
+        let (dtype, data) = match tensor.dtype() {
+            DType::F32 => (Dtype::F32, flat.to_vec1::<f32>()?.iter().flat_map(|v| v.to_le_bytes()).collect()),
+            DType::I64 => (Dtype::I64, flat.to_vec1::<i64>()?.iter().flat_map(|v| v.to_le_bytes()).collect()),
+            other => return Err(damaged(format!("tensor {name} has dtype {other:?}, which is not written"))),
+        };
+        bytes.push((name, dtype, tensor.dims().to_vec(), data));
+    }
+    let views = bytes
+        .iter()
+        .map(|(name, dtype, shape, data)| {
+            Ok((name.as_str(), TensorView::new(*dtype, shape.clone(), data).map_err(|e| damaged(e.to_string()))?))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
+    let file = safetensors::serialize(views, Some(metadata)).map_err(|e| damaged(e.to_string()))?;
+    files::write(path, &file)
+}
+
+/// Reads all tensors of a file, by name.
+///
+/// # Errors
+/// If the file cannot be read, is not safetensors, or holds another dtype than float32 and int64.
+pub fn read_tensors(path: &Path) -> Result<BTreeMap<String, Tensor>> {
+    let damaged = |problem: String| CheckpointError::Damaged { path: path.to_path_buf(), problem };
+    let bytes = files::read(path)?;
+    let file = SafeTensors::deserialize(&bytes).map_err(|e| damaged(e.to_string()))?;
+    let mut tensors = BTreeMap::new();
+    for (name, view) in file.tensors() {
+        let tensor = match view.dtype() {
+            Dtype::F32 => Tensor::from_vec(numbers(view.data(), f32::from_le_bytes), view.shape(), &Device::Cpu)?,
+            Dtype::I64 => Tensor::from_vec(numbers(view.data(), i64::from_le_bytes), view.shape(), &Device::Cpu)?,
+            Dtype::I32 => {
+                let wide = numbers(view.data(), i32::from_le_bytes).into_iter().map(i64::from).collect();
+                Tensor::from_vec::<_, i64>(wide, view.shape(), &Device::Cpu)?
+            }
+            Dtype::F64 => Tensor::from_vec(numbers(view.data(), f64::from_le_bytes), view.shape(), &Device::Cpu)?,
+            other => return Err(damaged(format!("tensor {name} has dtype {other:?}, which is not read"))),
+        };
+        tensors.insert(name, tensor);
+    }
+    Ok(tensors)
+}
+
+/// Little-endian numbers of N bytes each; safetensors has checked that the length is a multiple.
+fn numbers<const N: usize, T>(data: &[u8], read: impl Fn([u8; N]) -> T) -> Vec<T> {
+    data.as_chunks::<N>().0.iter().map(|c| read(*c)).collect()
+}

@@ -1,0 +1,499 @@
+//! A run's configuration: TOML tables over documented defaults, and nothing unknown.
+//!
+//! Precedence: default < preset < file < environment `EVENKEEL_SET_<SECTION>__<KEY>` < `--set` < flag. All of it
+//! is merged as TOML tables; the defaults (written out in full by `evenkeel config show`) are also the list of
+//! known keys and of their types, so that a misspelt key is an error that names the nearest one.
+
+use crate::error::Hint;
+use crate::model::{self, ModelConfig};
+use crate::names::NameFilter;
+use crate::optim::{OptimConfig, OptimizerName};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+use thiserror::Error;
+use toml::{Table, Value};
+
+/// A configuration that cannot be run.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the configuration {path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is not TOML.
+    #[error("{path} is not valid TOML: {problem}")]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// One line of what the parser said.
+        problem: String,
+    },
+    /// A key that means nothing.
+    #[error("unknown key `{key}`{}", nearest.as_ref().map(|n| format!("; the nearest known key is `{n}`")).unwrap_or_default())]
+    UnknownKey {
+        /// Its dotted path.
+        key: String,
+        /// The most similar known one.
+        nearest: Option<String>,
+    },
+    /// A value of the wrong type.
+    #[error("`{key}` must be {expected}, not {found}")]
+    Type {
+        /// Its dotted path.
+        key: String,
+        /// Type wanted.
+        expected: String,
+        /// Type given.
+        found: String,
+    },
+    /// A value that cannot be used.
+    #[error("{problem}")]
+    Value {
+        /// A sentence that names the key.
+        problem: String,
+    },
+    /// No preset or optimiser of that name.
+    #[error("there is no {kind} named \"{name}\"; known are {known}")]
+    UnknownName {
+        /// "preset" or "optimizer".
+        kind: &'static str,
+        /// As given.
+        name: String,
+        /// All names.
+        known: String,
+    },
+    /// `--set` without a key and a value.
+    #[error("`{text}` is not of the form key.path=value")]
+    Assignment {
+        /// As given.
+        text: String,
+    },
+}
+
+impl Hint for ConfigError {
+    fn hint(&self) -> String {
+        match self {
+            ConfigError::Read { .. } => {
+                "give the path of a TOML file; `evenkeel config show op > my.toml` writes one to start from".into()
+            }
+            ConfigError::Syntax { .. } => {
+                "strings need quotes, tables are [model], [data], [optim], [train], [telemetry]".into()
+            }
+            ConfigError::UnknownKey { .. } | ConfigError::Type { .. } => {
+                "`evenkeel config show op` prints every key with its default".into()
+            }
+            ConfigError::Value { .. } => {
+                "`evenkeel config check FILE` tries a configuration without running it".into()
+            }
+            ConfigError::UnknownName { .. } => "`evenkeel config list` describes the presets".into(),
+            ConfigError::Assignment { .. } => "write --set optim.lr_peak=3e-3, without spaces".into(),
+        }
+    }
+}
+
+/// The table `[data]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DataConfig {
+    /// A folder that `evenkeel data tokenize` made, or one training shard.
+    pub path: String,
+    /// A validation shard, if `path` names a shard.
+    pub val_path: String,
+}
+
+/// Arithmetic of the matrix products.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    /// float32 throughout.
+    F32,
+}
+
+/// The table `[train]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TrainConfig {
+    /// Optimiser steps.
+    pub steps: u64,
+    /// Sequences per step.
+    pub batch_sequences: usize,
+    /// Sequences per forward and backward pass; gradients are accumulated. 0 means the whole batch at once.
+    pub micro_batch_sequences: usize,
+    /// Arithmetic.
+    pub precision: Precision,
+    /// Of initialisation and batches.
+    pub seed: u64,
+    /// Steps between log lines.
+    pub log_every_steps: u64,
+    /// Steps between evaluations; 0 means only at the end.
+    pub eval_every_steps: u64,
+    /// Most validation tokens per evaluation; 0 means all.
+    pub eval_tokens: u64,
+    /// Steps between checkpoints; 0 means only at the end.
+    pub checkpoint_every_steps: u64,
+    /// Checkpoints kept; older ones are removed.
+    pub checkpoint_keep: usize,
+    /// The run stops as diverged when the loss stays above this factor times the first step's loss ...
+    pub guard_loss_factor: f64,
+    /// ... for this many steps in a row.
+    pub guard_patience_steps: u64,
+}
+
+/// The table `[telemetry]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TelemetryConfig {
+    /// Steps between measurements; 0 turns them off.
+    pub stats_every_steps: u64,
+    /// Globs over site names.
+    pub sites: Vec<String>,
+}
+
+/// Everything that determines a run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RunConfig {
+    /// The network.
+    pub model: ModelConfig,
+    /// A MODEL whose weights the run starts from; empty for a fresh start. In files: `[model] init_from`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub init_from: String,
+    /// The text.
+    pub data: DataConfig,
+    /// The optimiser.
+    pub optim: OptimConfig,
+    /// The loop.
+    pub train: TrainConfig,
+    /// What is watched.
+    pub telemetry: TelemetryConfig,
+}
+
+impl RunConfig {
+    /// All defaults for a preset and an optimiser.
+    ///
+    /// # Errors
+    /// If there is no preset of that name.
+    pub fn defaults(preset: &str, optimizer: OptimizerName) -> Result<Self, ConfigError> {
+        let model = model::preset(preset).ok_or_else(|| ConfigError::UnknownName {
+            kind: "preset",
+            name: preset.to_string(),
+            known: model::PRESETS.iter().map(|p| p.0).collect::<Vec<_>>().join(", "),
+        })?;
+        Ok(Self {
+            model,
+            init_from: String::new(),
+            data: DataConfig { path: String::new(), val_path: String::new() },
+            optim: OptimConfig::defaults(optimizer),
+            train: TrainConfig {
+                steps: 1000,
+                batch_sequences: 32,
+                micro_batch_sequences: 0,
+                precision: Precision::F32,
+                seed: 0,
+                log_every_steps: 10,
+                eval_every_steps: 250,
+                eval_tokens: 0,
+                checkpoint_every_steps: 250,
+                checkpoint_keep: 2,
+                guard_loss_factor: 1.5,
+                guard_patience_steps: 20,
+            },
+            telemetry: TelemetryConfig {
+                stats_every_steps: 10,
+                sites: vec!["embed".into(), "blocks.*.resid".into()],
+            },
+        })
+    }
+
+    /// Reads a file and applies what overrides it, weakest first.
+    ///
+    /// # Errors
+    /// Everything that [`ConfigError`] lists.
+    pub fn load(path: &Path, overrides: &[Override]) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_path_buf(), source })?;
+        let table = text.parse::<Table>().map_err(|e| ConfigError::Syntax {
+            path: path.to_path_buf(),
+            problem: e.message().lines().next().unwrap_or("not a table").to_string(),
+        })?;
+        Self::from_table(table, overrides)
+    }
+
+    /// The same from a table in memory.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn from_table(mut user: Table, overrides: &[Override]) -> Result<Self, ConfigError> {
+        for o in overrides {
+            o.apply(&mut user)?;
+        }
+        let text_of = |section: &str, key: &str| match user.get(section).and_then(|s| s.get(key)) {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text.clone())),
+            Some(other) => Err(ConfigError::Type {
+                key: format!("{section}.{key}"),
+                expected: "a string".into(),
+                found: type_name(other),
+            }),
+        };
+        let preset = text_of("model", "preset")?.unwrap_or_else(|| "pre_ln".into());
+        let optimizer = match text_of("optim", "name")?.as_deref() {
+            None | Some("adamw") => OptimizerName::Adamw,
+            Some("soap") => OptimizerName::Soap,
+            Some(other) => {
+                return Err(ConfigError::UnknownName {
+                    kind: "optimizer",
+                    name: other.into(),
+                    known: "adamw, soap".into(),
+                });
+            }
+        };
+        let init_from = text_of("model", "init_from")?.unwrap_or_default();
+        if let Some(Value::Table(model)) = user.get_mut("model") {
+            model.remove("init_from");
+        }
+        let defaults = Self::defaults(&preset, optimizer)?;
+        let mut table = to_table(&defaults)?;
+        overlay(&mut table, user, "")?;
+        let mut config: RunConfig = Value::Table(table)
+            .try_into()
+            .map_err(|e: toml::de::Error| ConfigError::Value { problem: one_line(&e) })?;
+        config.init_from = init_from;
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// As TOML, every key written out.
+    ///
+    /// # Errors
+    /// Never for a configuration that was loaded.
+    pub fn to_toml(&self) -> Result<String, ConfigError> {
+        let mut table = to_table(self)?;
+        if let Some(Value::String(init_from)) = table.remove("init_from")
+            && let Some(Value::Table(model)) = table.get_mut("model")
+        {
+            model.insert("init_from".into(), Value::String(init_from));
+        }
+        toml::to_string_pretty(&table).map_err(|e| ConfigError::Value { problem: e.to_string() })
+    }
+
+    /// Ranges that types do not express. Sizes of the model are checked when it is built, once the vocabulary
+    /// of the data is known.
+    fn validate(&self) -> Result<(), ConfigError> {
+        let refuse = |problem: &str| Err(ConfigError::Value { problem: problem.into() });
+        let (o, t) = (&self.optim, &self.train);
+        if t.steps == 0 {
+            return refuse("train.steps must be at least 1");
+        }
+        if t.batch_sequences == 0 {
+            return refuse("train.batch_sequences must be at least 1");
+        }
+        if t.micro_batch_sequences > t.batch_sequences {
+            return refuse("train.micro_batch_sequences cannot be larger than train.batch_sequences");
+        }
+        if t.log_every_steps == 0 {
+            return refuse("train.log_every_steps must be at least 1");
+        }
+        if t.checkpoint_keep == 0 {
+            return refuse("train.checkpoint_keep must be at least 1");
+        }
+        if !(o.lr_peak.is_finite() && o.lr_peak > 0.0) {
+            return refuse("optim.lr_peak must be a positive number");
+        }
+        for (key, beta) in [("beta1", o.beta1), ("beta2", o.beta2)] {
+            if !(0.0..1.0).contains(&beta) {
+                return refuse(&format!("optim.{key} must be at least 0 and below 1, not {beta}"));
+            }
+        }
+        if o.shampoo_beta.is_some_and(|b| b >= 1.0 || b.is_nan()) {
+            return refuse("optim.shampoo_beta must be below 1; a negative value means beta2");
+        }
+        for (key, value) in [("eps", o.eps), ("weight_decay", o.weight_decay), ("clip_norm", o.clip_norm)] {
+            if !(value.is_finite() && value >= 0.0) {
+                return refuse(&format!("optim.{key} must be a number of at least 0, not {value}"));
+            }
+        }
+        for (key, value) in
+            [("warmup_fraction", o.warmup_fraction), ("final_fraction", o.final_fraction)]
+        {
+            if !(0.0..=1.0).contains(&value) {
+                return refuse(&format!("optim.{key} must lie between 0 and 1, not {value}"));
+            }
+        }
+        for patterns in
+            std::iter::once(&self.telemetry.sites).chain(o.group.iter().map(|g| &g.patterns))
+        {
+            NameFilter::new(patterns).map_err(|e| ConfigError::Value { problem: e.to_string() })?;
+        }
+        Ok(())
+    }
+}
+
+/// One assignment that overrides a file.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Override {
+    /// Dotted path.
+    pub key: String,
+    /// A TOML value; text that is none is taken as a string.
+    pub value: Value,
+}
+
+impl Override {
+    /// From `key.path=value`.
+    ///
+    /// # Errors
+    /// If there is no `=` or no key.
+    pub fn parse(text: &str) -> Result<Self, ConfigError> {
+        match text.split_once('=') {
+            Some((key, value)) if !key.trim().is_empty() => Ok(Self::new(key.trim(), value.trim())),
+            _ => Err(ConfigError::Assignment { text: text.to_string() }),
+        }
+    }
+
+    /// From a key and the text of a value.
+    pub fn new(key: &str, value: &str) -> Self {
+        let parsed = format!("v = {value}").parse::<Table>().ok().and_then(|mut t| t.remove("v"));
+        Self {
+            key: key.to_string(),
+            value: parsed.unwrap_or_else(|| Value::String(value.to_string())),
+        }
+    }
+
+    /// From the environment variables `EVENKEEL_SET_<SECTION>__<KEY>`, in order of their names.
+    pub fn from_environment(variables: impl Iterator<Item = (String, String)>) -> Vec<Self> {
+        let mut found: Vec<Self> = variables
+            .filter_map(|(name, value)| {
+                let path = name.strip_prefix("EVENKEEL_SET_")?.to_lowercase().replace("__", ".");
+                Some(Self::new(&path, &value))
+            })
+            .collect();
+        found.sort_by(|a, b| a.key.cmp(&b.key));
+        found
+    }
+
+    fn apply(&self, table: &mut Table) -> Result<(), ConfigError> {
+        let mut here = table;
+        let mut parts = self.key.split('.').peekable();
+        while let Some(part) = parts.next() {
+            if parts.peek().is_none() {
+                here.insert(part.to_string(), self.value.clone());
+                return Ok(());
+            }
+            let next = here.entry(part.to_string()).or_insert_with(|| Value::Table(Table::new()));
+            let found = type_name(next);
+            here = next.as_table_mut().ok_or_else(|| ConfigError::Type {
+                key: part.to_string(),
+                expected: "a table".into(),
+                found,
+            })?;
+        }
+        Ok(())
+    }
+}
+
+fn to_table(config: &RunConfig) -> Result<Table, ConfigError> {
+    match Value::try_from(config) {
+        Ok(Value::Table(table)) => Ok(table),
+        Ok(_) => Err(ConfigError::Value { problem: "a configuration must be a table".into() }),
+        Err(e) => Err(ConfigError::Value { problem: e.to_string() }),
+    }
+}
+
+/// Puts `user` over `base`, which knows every key and its type.
+fn overlay(base: &mut Table, user: Table, path: &str) -> Result<(), ConfigError> {
+    for (key, value) in user {
+        let full = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+        let Some(known) = base.get_mut(&key) else {
+            let nearest = base
+                .keys()
+                .map(|k| (strsim::jaro_winkler(k, &key), k))
+                .filter(|(similarity, _)| *similarity > 0.75)
+                .max_by(|a, b| a.0.total_cmp(&b.0))
+                .map(|(_, k)| if path.is_empty() { k.clone() } else { format!("{path}.{k}") });
+            return Err(ConfigError::UnknownKey { key: full, nearest });
+        };
+        match (known, value) {
+            (Value::Table(base), Value::Table(user)) => overlay(base, user, &full)?,
+            // `beta` takes a number or a rule's name.
+            (known, value) if full == "model.beta" => *known = value,
+            (known @ Value::Float(_), Value::Integer(i)) => *known = Value::Float(i as f64),
+            (known, value) if known.same_type(&value) => *known = value,
+            (known, value) => {
+                return Err(ConfigError::Type {
+                    key: full,
+                    expected: type_name(known),
+                    found: type_name(&value),
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
+fn type_name(value: &Value) -> String {
+    match value {
+        Value::String(s) => format!("a string such as \"{s}\""),
+        Value::Integer(_) => "an integer".into(),
+        Value::Float(_) => "a number".into(),
+        Value::Boolean(_) => "true or false".into(),
+        Value::Datetime(_) => "a date".into(),
+        Value::Array(_) => "a list".into(),
+        Value::Table(_) => "a table".into(),
+    }
+}
+
+fn one_line(e: &toml::de::Error) -> String {
+    e.message().lines().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str) -> Result<RunConfig, ConfigError> {
+        RunConfig::from_table(text.parse().unwrap(), &[])
+    }
+
+    #[test]
+    fn defaults_survive_a_round_trip() {
+        for (preset, _) in model::PRESETS {
+            for optimizer in [OptimizerName::Adamw, OptimizerName::Soap] {
+                let config = RunConfig::defaults(preset, optimizer).unwrap();
+                assert_eq!(load(&config.to_toml().unwrap()).unwrap(), config);
+            }
+        }
+    }
+
+    #[test]
+    fn precedence_and_types() {
+        let file = "[model]\npreset = 'op'\ndepth = 3\nbeta = 0.25\ninit_from = 'x'\n[optim]\nlr_peak = 1";
+        let set = [Override::parse("model.depth=5").unwrap(), Override::new("model.init", "normal(0.02)")];
+        let config = RunConfig::from_table(file.parse().unwrap(), &set).unwrap();
+        assert_eq!((config.model.depth, config.optim.lr_peak), (5, 1.0));
+        assert_eq!(config.model.beta, model::config::Beta::Value(0.25));
+        assert_eq!(config.model.init, model::config::Init::Normal(0.02));
+        assert_eq!(config.init_from, "x");
+        assert_eq!(load(&config.to_toml().unwrap()).unwrap(), config);
+    }
+
+    #[test]
+    fn errors_name_the_key() {
+        let message = |text: &str| load(text).unwrap_err().to_string();
+        assert!(message("[optim]\nlr_peek = 1").contains("`optim.lr_peak`"));
+        assert!(message("[model]\ndepth = 'x'").contains("`model.depth` must be an integer"));
+        assert!(message("[model]\npreset = 'opp'").contains("pre_ln, pre_rms, op, op_paper"));
+        assert!(message("[optim]\nprecondition_frequency = 3").contains("unknown key"));
+        assert!(message("[train]\nsteps = 0").contains("train.steps"));
+        assert!(message("[model]\nnorm = 'lyer'").contains("lyer"));
+        assert!(Override::parse("novalue").is_err());
+    }
+
+    #[test]
+    fn environment_names_become_paths() {
+        let found = Override::from_environment(
+            [("EVENKEEL_SET_OPTIM__LR_PEAK".to_string(), "2e-3".to_string()), ("HOME".into(), "/".into())]
+                .into_iter(),
+        );
+        assert_eq!(found, vec![Override::new("optim.lr_peak", "2e-3")]);
+    }
+}

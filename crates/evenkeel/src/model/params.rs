@@ -1,0 +1,155 @@
+//! Parameters: named tensors in a fixed order, made by initialisation or taken from a checkpoint.
+//!
+//! A model is built by asking a [`Source`] for each parameter in turn, so that a new model and a loaded one
+//! go through the same code. Random initialisation is counter-based: a parameter's values depend on the
+//! seed and its name alone, so two models share what they have in common.
+
+use super::ModelError;
+use candle_core::{DType, Device, Tensor};
+use std::collections::BTreeMap;
+
+/// A parameter of a model.
+#[derive(Clone, Debug)]
+pub struct Parameter {
+    /// Its name, such as `blocks.3.attn.q.weight`.
+    pub name: String,
+    /// Its index in the model's list and in [`crate::tape::Gradients`].
+    pub index: usize,
+    /// Its values. Clones share storage: the optimiser's change is seen everywhere.
+    pub tensor: Tensor,
+}
+
+/// How a parameter starts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Start {
+    /// N(0, std²).
+    Normal(f64),
+    /// One value everywhere.
+    Constant(f64),
+}
+
+/// Where parameters come from.
+pub enum Source<'a> {
+    /// Fresh, from this seed.
+    Seed(u64),
+    /// These tensors, by name. Each is taken out; what remains was not asked for.
+    Tensors(&'a mut BTreeMap<String, Tensor>),
+    /// Shapes only: zero-sized stand-ins for counting (`--dry-run`).
+    Shapes,
+}
+
+/// Collects the parameters of a model while it is built.
+pub struct Builder<'a> {
+    source: Source<'a>,
+    /// The parameters so far.
+    pub parameters: Vec<Parameter>,
+    /// Their shapes, also when only shapes are wanted.
+    pub shapes: Vec<(String, Vec<usize>)>,
+    problems: Vec<String>,
+}
+
+impl<'a> Builder<'a> {
+    /// Starts with nothing.
+    pub fn new(source: Source<'a>) -> Self {
+        Self { source, parameters: Vec::new(), shapes: Vec::new(), problems: Vec::new() }
+    }
+
+    /// The next parameter.
+    ///
+    /// # Errors
+    /// If memory cannot be had. A missing or misshapen tensor is noted and reported by [`Self::finish`], all at once.
+    pub fn parameter(
+        &mut self,
+        name: String,
+        shape: &[usize],
+        start: Start,
+    ) -> Result<Parameter, ModelError> {
+        self.shapes.push((name.clone(), shape.to_vec()));
+        let tensor = match &mut self.source {
+            Source::Seed(seed) => initial(*seed, &name, shape, start)?,
+            Source::Shapes => Tensor::zeros(0, DType::F32, &Device::Cpu)?,
+            Source::Tensors(map) => match map.remove(&name) {
+                Some(tensor) if tensor.dims() == shape => tensor.contiguous()?,
+                found => {
+                    self.problems.push(match found {
+                        Some(t) => format!("{name} has shape {:?}, not {shape:?}", t.dims()),
+                        None => format!("{name} is missing"),
+                    });
+                    Tensor::zeros(shape, DType::F32, &Device::Cpu)?
+                }
+            },
+        };
+        let parameter = Parameter { name, index: self.parameters.len(), tensor };
+        self.parameters.push(parameter.clone());
+        Ok(parameter)
+    }
+
+    /// All parameters.
+    ///
+    /// # Errors
+    /// Every discrepancy between the given tensors and what the model needs.
+    pub fn finish(mut self) -> Result<Vec<Parameter>, ModelError> {
+        if let Source::Tensors(map) = &self.source {
+            self.problems.extend(map.keys().map(|name| format!("{name} is not part of this model")));
+        }
+        if self.problems.is_empty() {
+            Ok(self.parameters)
+        } else {
+            Err(ModelError::Weights { problems: self.problems })
+        }
+    }
+}
+
+fn initial(seed: u64, name: &str, shape: &[usize], start: Start) -> Result<Tensor, ModelError> {
+    let n: usize = shape.iter().product();
+    let data = match start {
+        Start::Constant(value) => vec![value as f32; n],
+        Start::Normal(std) => normal_values(seed, name, n, std),
+    };
+    Ok(Tensor::from_vec(data, shape, &Device::Cpu)?)
+}
+
+/// `n` values of N(0, std²), by Box and Muller from a counter: value i depends on (seed, name, i) alone.
+fn normal_values(seed: u64, name: &str, n: usize, std: f64) -> Vec<f32> {
+    let key = name.bytes().fold(mix(seed ^ 0x6576_656e_6b65_656c), |h, b| mix(h ^ b as u64));
+    let uniform = |counter: u64| {
+        // 53 bits in (0, 1], so that the logarithm is finite.
+        ((mix(key.wrapping_add(counter)) >> 11) + 1) as f64 / (1u64 << 53) as f64
+    };
+    (0..n as u64)
+        .map(|i| {
+            let pair = i & !1;
+            let radius = (-2.0 * uniform(pair).ln()).sqrt();
+            let angle = std::f64::consts::TAU * uniform(pair + 1);
+            let value = if i == pair { radius * angle.cos() } else { radius * angle.sin() };
+            (value * std) as f32
+        })
+        .collect()
+}
+
+/// The finaliser of splitmix64 (Steele et al. 2014), applied to a Weyl sequence.
+fn mix(x: u64) -> u64 {
+    let mut z = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn normal_values_are_normal_and_depend_on_the_name() {
+        let n = 100_000;
+        let x = normal_values(1, "a", n, 2.0);
+        let mean = x.iter().map(|&v| v as f64).sum::<f64>() / n as f64;
+        let variance = x.iter().map(|&v| (v as f64 - mean).powi(2)).sum::<f64>() / n as f64;
+        let fourth = x.iter().map(|&v| (v as f64 - mean).powi(4)).sum::<f64>() / n as f64;
+        assert!(mean.abs() < 0.03 && (variance - 4.0).abs() < 0.1);
+        assert!((fourth / variance / variance - 3.0).abs() < 0.1);
+        assert_eq!(normal_values(1, "a", 5, 2.0)[..], x[..5]);
+        assert_ne!(normal_values(1, "b", 5, 2.0)[..], x[..5]);
+        assert_ne!(normal_values(2, "a", 5, 2.0)[..], x[..5]);
+    }
+}

@@ -1,0 +1,64 @@
+//! The output head: logits `x Wᵀ`, and head with cross-entropy as one operation that never holds them all.
+
+use super::all_fast;
+use super::linear::{flat, linear};
+use crate::slices::{slice, tensor, with_slice_mut};
+use crate::tape::{Tape, Value};
+use candle_core::{D, Result, Tensor};
+use evenkeel_kernels::xent;
+
+/// Logits (sequences, tokens, vocab) of x (sequences, tokens, width) with W (vocab, width).
+///
+/// # Errors
+/// If shapes disagree.
+pub fn head_logits(tape: &Tape, x: &Value, weight: &Value) -> Result<Value> {
+    linear(tape, x, weight, None, None)
+}
+
+/// Mean over tokens of -log softmax(x Wᵀ)[target], a scalar in float64 for float64 inputs and float32
+/// otherwise. `targets` are ids below the vocabulary (checked by the caller).
+///
+/// The kernel computes the gradients during the forward pass, while a chunk of logits is in cache, and the
+/// backward only scales them.
+///
+/// # Errors
+/// If shapes disagree.
+pub fn head_cross_entropy(tape: &Tape, x: &Value, weight: &Value, targets: &[u32]) -> Result<Value> {
+    let inputs = [x, weight];
+    if !all_fast(&inputs) {
+        return tape.compose(&inputs, |t| composed(&t[0], &t[1], targets));
+    }
+    let (_, width) = flat(x.tensor())?;
+    let (loss, gradients) = {
+        let (xs, ws) = (slice(x.tensor())?, slice(weight.tensor())?);
+        xent::head_cross_entropy(&xs, &ws, targets, width, tape.is_recording())
+    };
+    let loss = Tensor::new(loss as f32, x.tensor().device())?;
+    let Some(gradients) = gradients else { return Ok(Value::constant(loss)) };
+    let dx = tensor(gradients.x, x.tensor().shape())?;
+    let dw = tensor(gradients.weight, weight.tensor().shape())?;
+    let (x, weight) = (x.clone(), weight.clone());
+    Ok(tape.push(loss, &inputs, move |seed, sink| {
+        let seed = seed.to_scalar::<f32>()?;
+        for (value, gradient) in [(&x, dx), (&weight, dw)] {
+            if seed != 1.0 {
+                with_slice_mut(&gradient, |g| {
+                    xent::scale_in_place(g, seed);
+                    Ok(())
+                })?;
+            }
+            sink.add(value, gradient)?;
+        }
+        Ok(())
+    }))
+}
+
+fn composed(x: &Tensor, weight: &Tensor, targets: &[u32]) -> Result<Tensor> {
+    let (rows, width) = flat(x)?;
+    let logits = x.reshape((rows, width))?.matmul(&weight.t()?)?;
+    let peak = logits.max_keepdim(D::Minus1)?.detach();
+    let shifted = logits.broadcast_sub(&peak)?;
+    let log_sum = shifted.exp()?.sum_keepdim(D::Minus1)?.log()?;
+    let index = Tensor::from_slice(targets, (rows, 1), x.device())?;
+    (log_sum - shifted.gather(&index, 1)?)?.mean_all()
+}

@@ -1,0 +1,31 @@
+//! The operations a transformer is made of, each with its backward.
+//!
+//! Each is one public function. For float32 tensors on the CPU it runs a fused kernel with a hand-written
+//! backward; for anything else (float64, or a tap that looks inside) it is composed of candle primitives and
+//! differentiated by candle. The composition stands in the same file: it is the documentation of the kernel,
+//! and the tests at the bottom of `ops` hold the two to each other, values and gradients, over odd shapes.
+
+mod attention;
+mod embedding;
+mod head;
+mod linear;
+mod norm;
+mod residual;
+
+#[cfg(test)]
+mod tests;
+
+pub use attention::{AttentionSpec, Inner, QkNormSpec, attention, attention_composed};
+pub use embedding::embedding;
+pub use head::{head_cross_entropy, head_logits};
+pub use linear::{Activation, linear};
+pub use norm::{NormSpec, norm};
+pub use residual::{residual, scale};
+
+use crate::slices::is_fast;
+use crate::tape::Value;
+
+/// Whether every input can go to a kernel.
+fn all_fast(inputs: &[&Value]) -> bool {
+    inputs.iter().all(|v| is_fast(v.tensor()) && v.tensor().is_contiguous())
+}

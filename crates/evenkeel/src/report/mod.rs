@@ -1,0 +1,190 @@
+//! Turning measurements into something to read: tables, charts, pages.
+//!
+//! Everything here works from plain numbers and from the files of a run directory; nothing in it
+//! touches a tensor. The order of reading is the order of dependence:
+//!
+//! * [`svg`]: escaping, measuring text, and writing SVG elements;
+//! * [`scale`]: linear and logarithmic axes, their ticks and labels;
+//! * [`palette`]: colours, dashes and markers, and the style sheet of every chart;
+//! * [`chart`], [`multiples`], [`bars`]: the three kinds of figure, of which the first two share
+//!   their `panel` (plot) and `legend`;
+//! * [`table`]: a table as HTML, as plain text and as Markdown;
+//! * [`html`]: one self-contained page;
+//! * [`run`]: the curves of a run directory (`metrics.jsonl`, `stats.jsonl`), and [`run_page()`]
+//!   about one run;
+//! * `figures`: the figures that the pages about runs have in common;
+//! * [`quickstart`]: the summary and page of the quickstart, whose sentences [`findings`] works
+//!   out from the numbers.
+//!
+//! A page is written with [`write_file`], so that it is either the old one or the new one and
+//! never half of it.
+
+pub mod bars;
+pub mod chart;
+mod figures;
+pub mod findings;
+pub mod html;
+mod legend;
+pub mod multiples;
+pub mod palette;
+mod panel;
+pub mod quickstart;
+pub mod run;
+pub mod run_page;
+pub mod scale;
+pub mod svg;
+pub mod table;
+
+pub use bars::{Bar, BarChart, BarGroup};
+pub use chart::{Draw, Legend, LineChart, Point, Series};
+pub use html::{Block, Figure, Page, Section};
+pub use multiples::SmallMultiples;
+pub use palette::{Colour, Dash, Marker, Style};
+pub use quickstart::{Corpus, QuickstartContext, QuickstartRun, QuickstartSummary, quickstart_page};
+pub use run::{Curve, MetricLine, RunCurves, StatLine, read_run};
+pub use run_page::run_page;
+pub use scale::Scale;
+pub use svg::Target;
+pub use table::{Align, Table};
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// How making a report can fail.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReportError {
+    /// The folder holds no `metrics.jsonl`, so it is not a run directory.
+    #[error("{} holds no metrics.jsonl, which every run directory has", dir.display())]
+    NotARun {
+        /// The folder that was given.
+        dir: PathBuf,
+    },
+    /// A file could not be read.
+    #[error("{} could not be read: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// A line of a JSON-lines file is not the object it should be, and it is not a torn last line.
+    #[error("{} line {line}: expected {expected}, but {reason}", path.display())]
+    BadLine {
+        /// The file.
+        path: PathBuf,
+        /// The line, counted from 1.
+        line: usize,
+        /// What a line of this file holds.
+        expected: &'static str,
+        /// What the parser found instead.
+        reason: String,
+    },
+    /// A summary file is not the JSON it should be.
+    #[error("{} is not a quickstart summary: {reason}", path.display())]
+    BadSummary {
+        /// The file.
+        path: PathBuf,
+        /// What the parser found instead.
+        reason: String,
+    },
+    /// A summary file was written by a version whose schema this one does not know.
+    #[error("{} has \"schema\": {found}, and this version reads {expected}", path.display())]
+    Schema {
+        /// The file.
+        path: PathBuf,
+        /// The schema in the file.
+        found: u32,
+        /// The schema this version reads.
+        expected: u32,
+    },
+    /// A report could not be written.
+    #[error("{} could not be written: {source}", path.display())]
+    Write {
+        /// The file that should have appeared.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+}
+
+impl crate::error::Hint for ReportError {
+    fn hint(&self) -> String {
+        match self {
+            ReportError::NotARun { .. } => {
+                "give the folder that `evenkeel train` wrote, the one with run.json in it".into()
+            }
+            ReportError::Read { .. } => "check that the file exists and that you may read it".into(),
+            ReportError::BadLine { line, .. } => format!(
+                "the file was changed after it was written, or two runs wrote to it: look at line \
+                 {line}, and remove it if it is rubbish"
+            ),
+            ReportError::BadSummary { .. } => {
+                "run `evenkeel quickstart` again, or give the summary.json that it wrote".into()
+            }
+            ReportError::Schema { .. } => "read it with the version of evenkeel that wrote it".into(),
+            ReportError::Write { .. } => {
+                "check that the folder exists, that you may write to it, and that the disk is not \
+                 full"
+                    .into()
+            }
+        }
+    }
+}
+
+/// Writes `text` to `path` by writing beside it, syncing and renaming: a reader sees the old
+/// file or the new one, whole. The folder must exist.
+///
+/// # Errors
+/// [`ReportError::Write`] with the path that should have appeared.
+pub fn write_file(path: &Path, text: &str) -> Result<(), ReportError> {
+    let folder = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    write_beside(folder, path, text).map_err(|source| ReportError::Write { path: path.to_path_buf(), source })
+}
+
+fn write_beside(folder: &Path, path: &Path, text: &str) -> std::io::Result<()> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".report-");
+    // A temporary file is private by default; a report is for everyone the umask lets in.
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        builder.permissions(std::fs::Permissions::from_mode(0o666));
+    }
+    let mut file = builder.tempfile_in(folder)?;
+    file.write_all(text.as_bytes())?;
+    file.as_file().sync_all()?;
+    file.persist(path).map_err(|error| error.error)?;
+    // The rename itself lives in the folder, and is lost with the power unless that is synced.
+    #[cfg(unix)]
+    std::fs::File::open(folder)?.sync_all()?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Hint;
+
+    #[test]
+    fn a_file_is_replaced_whole_and_nothing_is_left_beside_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("index.html");
+        write_file(&path, "old").unwrap();
+        write_file(&path, "new").unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "new");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn writing_into_a_missing_folder_names_the_file_and_has_a_hint() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("missing").join("index.html");
+        let error = write_file(&path, "x").unwrap_err();
+        assert!(error.to_string().contains("index.html"), "{error}");
+        assert!(!error.hint().is_empty());
+    }
+}

@@ -1,0 +1,279 @@
+//! Reading the curves of a run directory.
+//!
+//! `metrics.jsonl` has an object per logged step, `stats.jsonl` one per step and site. Both grow
+//! while a run goes on, and a process that is killed leaves a torn last line: such a line is left
+//! out. Any other line that is not as it should be is an error that names file and line, since a
+//! hole in the middle of a log would make a figure say what did not happen. Undefined figures are
+//! `null` or missing; keys this version does not know are passed over.
+
+use std::path::{Path, PathBuf};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::ReportError;
+use super::chart::Point;
+
+/// A line of `metrics.jsonl`: what was logged at one step.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct MetricLine {
+    /// Optimiser steps done.
+    pub step: u64,
+    /// Training tokens seen so far.
+    #[serde(default)]
+    pub tokens: Option<u64>,
+    /// Training loss of the step, nats per token.
+    #[serde(default, rename = "train/loss")]
+    pub train_loss: Option<f64>,
+    /// Validation loss, nats per token, at steps that evaluate.
+    #[serde(default, rename = "val/loss")]
+    pub val_loss: Option<f64>,
+    /// Learning rate of the step.
+    #[serde(default)]
+    pub lr: Option<f64>,
+    /// Norm of the whole gradient before clipping.
+    #[serde(default)]
+    pub grad_norm: Option<f64>,
+    /// Training speed.
+    #[serde(default)]
+    pub tokens_per_sec: Option<f64>,
+}
+
+/// A line of `stats.jsonl`: the metrics of one site at one step.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct StatLine {
+    /// Optimiser steps done.
+    pub step: u64,
+    /// Name of the site, such as `blocks.0.resid`.
+    pub site: String,
+    /// Block the site is in, from 0; none for `embed`.
+    #[serde(default)]
+    pub layer: Option<u64>,
+    /// Kurtosis, Eq 1: from 1 to the number of channels.
+    #[serde(default)]
+    pub kurtosis: Option<f64>,
+    /// Max-median ratio, Eq 2.
+    #[serde(default)]
+    pub mmr: Option<f64>,
+    /// RMS over all entries.
+    #[serde(default)]
+    pub rms: Option<f64>,
+    /// Largest entry by size.
+    #[serde(default)]
+    pub max_abs: Option<f64>,
+}
+
+/// A named sequence of points, such as the kurtosis of one site.
+pub type Curve = (String, Vec<Point>);
+
+/// What a run logged.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RunCurves {
+    /// Name of the run directory.
+    pub name: String,
+    /// The run directory as it was given.
+    pub dir: PathBuf,
+    /// Lines of `metrics.jsonl` in file order.
+    pub metrics: Vec<MetricLine>,
+    /// Lines of `stats.jsonl` in file order; empty without telemetry.
+    pub stats: Vec<StatLine>,
+}
+
+/// Reads `metrics.jsonl` and, where there is one, `stats.jsonl` of a run directory.
+///
+/// # Errors
+/// [`ReportError::NotARun`] without `metrics.jsonl`, [`ReportError::Read`] if a file cannot be
+/// read, [`ReportError::BadLine`] for a line that is not as it should be, unless it is the last
+/// one and torn.
+pub fn read_run(dir: &Path) -> Result<RunCurves, ReportError> {
+    let Some(metrics) =
+        read_lines(&dir.join("metrics.jsonl"), "an object with \"step\" and the metrics of that step")?
+    else {
+        return Err(ReportError::NotARun { dir: dir.to_path_buf() });
+    };
+    let stats =
+        read_lines(&dir.join("stats.jsonl"), "an object with \"step\", \"site\" and the metrics there")?;
+    // `.` and `..` have no name of their own; their full path has.
+    let name = match dir.file_name() {
+        Some(name) => name.to_string_lossy().into_owned(),
+        None => std::fs::canonicalize(dir)
+            .ok()
+            .and_then(|full| Some(full.file_name()?.to_string_lossy().into_owned()))
+            .unwrap_or_else(|| dir.display().to_string()),
+    };
+    Ok(RunCurves { name, dir: dir.to_path_buf(), metrics, stats: stats.unwrap_or_default() })
+}
+
+/// The lines of a JSON-lines file; `None` if there is no such file.
+fn read_lines<T: DeserializeOwned>(
+    path: &Path,
+    expected: &'static str,
+) -> Result<Option<Vec<T>>, ReportError> {
+    // Bytes, since a torn line may end within a character.
+    let bytes = match std::fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => {
+            return Err(ReportError::Read { path: path.to_path_buf(), source });
+        }
+    };
+    let lines: Vec<(usize, &[u8])> = bytes
+        .split(|byte| *byte == b'\n')
+        .enumerate()
+        .filter(|(_, line)| !line.trim_ascii().is_empty())
+        .collect();
+    let mut out = Vec::with_capacity(lines.len());
+    for (i, (at, line)) in lines.iter().enumerate() {
+        match serde_json::from_slice(line) {
+            Ok(value) => out.push(value),
+            // JSON that parses but says the wrong thing was not torn by a kill.
+            Err(error) if i + 1 == lines.len() && !error.is_data() => {}
+            Err(error) => {
+                return Err(ReportError::BadLine {
+                    path: path.to_path_buf(),
+                    line: at + 1,
+                    expected,
+                    reason: error.to_string(),
+                });
+            }
+        }
+    }
+    Ok(Some(out))
+}
+
+/// Whether a site is on the residual stream as the paper plots it: `embed`, and what leaves each
+/// block.
+fn is_residual(site: &str) -> bool {
+    site == "embed" || (site.starts_with("blocks.") && site.ends_with(".resid"))
+}
+
+impl RunCurves {
+    /// Training loss against tokens. Steps where it is undefined are NaN, which breaks a line.
+    pub fn train_loss(&self) -> Vec<Point> {
+        self.metric(|m| Some(m.train_loss.unwrap_or(f64::NAN)))
+    }
+
+    /// Validation loss against tokens, at the steps that have one.
+    pub fn val_loss(&self) -> Vec<Point> {
+        self.metric(|m| m.val_loss)
+    }
+
+    fn metric(&self, value: impl Fn(&MetricLine) -> Option<f64>) -> Vec<Point> {
+        let point = |m: &MetricLine| Some((m.tokens? as f64, value(m)?));
+        self.metrics.iter().filter_map(point).collect()
+    }
+
+    /// A figure of the log against steps, at the lines that have it.
+    pub fn by_step(&self, value: impl Fn(&MetricLine) -> Option<f64>) -> Vec<Point> {
+        let point = |m: &MetricLine| Some((m.step as f64, value(m)?));
+        self.metrics.iter().filter_map(point).collect()
+    }
+
+    /// Kurtosis against steps for each site of the residual stream, in the order of the network:
+    /// `embed`, then what leaves each block. Undefined is NaN.
+    pub fn residual_kurtosis(&self) -> Vec<Curve> {
+        let mut sites: Vec<(Option<u64>, &str)> =
+            self.stats.iter().filter(|s| is_residual(&s.site)).map(|s| (s.layer, s.site.as_str())).collect();
+        sites.sort_unstable();
+        sites.dedup_by(|a, b| a.1 == b.1);
+        let points = |site: &str| {
+            let lines = self.stats.iter().filter(|s| s.site == site);
+            lines.map(|s| (s.step as f64, s.kurtosis.unwrap_or(f64::NAN))).collect()
+        };
+        sites.into_iter().map(|(_, site)| (site.to_string(), points(site))).collect()
+    }
+
+    /// Mean kurtosis over the sites of the residual stream against steps; NaN at a step where
+    /// the kurtosis of any of them is undefined.
+    pub fn mean_kurtosis(&self) -> Vec<Point> {
+        let mut sums: std::collections::BTreeMap<u64, (f64, usize)> = Default::default();
+        for line in self.stats.iter().filter(|s| is_residual(&s.site)) {
+            let (sum, count) = sums.entry(line.step).or_default();
+            *sum += line.kurtosis.unwrap_or(f64::NAN);
+            *count += 1;
+        }
+        let mean = |(step, (sum, count)): (u64, (f64, usize))| (step as f64, sum / count as f64);
+        sums.into_iter().map(mean).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Hint;
+
+    fn folder(metrics: &[u8], stats: Option<&[u8]>) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("metrics.jsonl"), metrics).unwrap();
+        if let Some(stats) = stats {
+            std::fs::write(dir.path().join("stats.jsonl"), stats).unwrap();
+        }
+        dir
+    }
+
+    #[test]
+    fn both_logs_are_read_and_missing_figures_are_none() {
+        let dir = folder(
+            b"{\"step\":1,\"tokens\":4096,\"train/loss\":8.1,\"mem/peak\":1}\n\
+              {\"step\":2,\"tokens\":8192,\"train/loss\":null,\"val/loss\":7.5,\"lr\":1e-3}\n",
+            Some(
+                b"{\"step\":1,\"site\":\"blocks.10.resid\",\"layer\":10,\"kurtosis\":3.0}\n\
+                  {\"step\":1,\"site\":\"blocks.9.resid\",\"layer\":9,\"kurtosis\":2.0}\n\
+                  {\"step\":1,\"site\":\"blocks.9.mlp.out\",\"layer\":9,\"kurtosis\":99.0}\n\
+                  {\"step\":1,\"site\":\"embed\",\"layer\":null,\"kurtosis\":1.0}\n",
+            ),
+        );
+        let run = read_run(dir.path()).unwrap();
+        assert_eq!(run.metrics[0].val_loss, None);
+        assert_eq!(run.val_loss(), [(8192.0, 7.5)]);
+        assert!(run.train_loss()[1].1.is_nan());
+        assert_eq!(run.mean_kurtosis(), [(1.0, 2.0)]);
+        let sites = run.residual_kurtosis();
+        let sites: Vec<&str> = sites.iter().map(|s| s.0.as_str()).collect();
+        assert_eq!(sites, ["embed", "blocks.9.resid", "blocks.10.resid"]);
+    }
+
+    #[test]
+    fn a_torn_last_line_is_left_out() {
+        for torn in [&b"{\"step\":2,\"tok"[..], b"{\"step\":2,\"a\":\"\xc3", b"\0\0\0\0"] {
+            let mut log = b"{\"step\":1}\n".to_vec();
+            log.extend_from_slice(torn);
+            let run = read_run(folder(&log, None).path()).unwrap();
+            assert_eq!(run.metrics.len(), 1);
+        }
+    }
+
+    #[test]
+    fn any_other_bad_line_is_an_error_with_its_number() {
+        let cases: [(&[u8], usize); 3] = [
+            (b"{\"step\":1}\n\n{\"step\":\n{\"step\":3}\n", 3),
+            (b"{\"step\":1}\n{\"step\":\"two\"}\n", 2),
+            (b"{\"loss\":1}\n", 1),
+        ];
+        for (log, expected) in cases {
+            let error = read_run(folder(log, None).path()).unwrap_err();
+            let ReportError::BadLine { line, .. } = &error else {
+                panic!("{error}");
+            };
+            assert_eq!(*line, expected);
+            let text = error.to_string();
+            assert!(text.contains("metrics.jsonl line"), "{text}");
+            assert!(error.hint().contains(&format!("line {expected}")));
+        }
+    }
+
+    #[test]
+    fn a_folder_without_metrics_is_no_run() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = read_run(dir.path()).unwrap_err();
+        assert!(matches!(error, ReportError::NotARun { .. }), "{error}");
+    }
+
+    #[test]
+    fn an_undefined_site_leaves_the_mean_undefined() {
+        let stats = b"{\"step\":1,\"site\":\"embed\",\"kurtosis\":1.0}\n\
+                      {\"step\":1,\"site\":\"blocks.0.resid\",\"layer\":0,\"kurtosis\":null}\n";
+        let run = read_run(folder(b"", Some(stats)).path()).unwrap();
+        assert!(run.mean_kurtosis()[0].1.is_nan());
+    }
+}

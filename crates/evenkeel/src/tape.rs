@@ -1,0 +1,331 @@
+//! What was run, to run it backwards.
+//!
+//! A [`Tape`] is a list of coarse operations, each with a closure that turns the gradient of its output
+//! into gradients of its inputs. There is no graph to search: the list is walked once from its end, each
+//! closure is dropped after it ran, and with it the activations it held. Gradients of parameters are added
+//! in place into [`Gradients`], buffers that live as long as the parameters; gradients of activations are
+//! handed on and added in place where two meet. A tape that is [`Tape::off`] keeps nothing.
+//!
+//! [`Tape::compose`] makes one node of any candle expression, differentiated by candle itself: a research
+//! idea starts there and runs at once, on any device and in float64.
+
+use crate::slices::{is_fast, slice, with_slice_mut};
+use candle_core::{Result, Shape, Tensor, Var, bail};
+use evenkeel_kernels::optimizer::add_scaled;
+use std::cell::RefCell;
+
+/// A tensor and its place on the tape; without a place, a constant.
+#[derive(Clone, Debug)]
+pub struct Value {
+    tensor: Tensor,
+    slot: Option<usize>,
+}
+
+impl Value {
+    /// A value that no gradient flows to.
+    pub fn constant(tensor: Tensor) -> Self {
+        Self { tensor, slot: None }
+    }
+
+    /// The tensor itself.
+    pub fn tensor(&self) -> &Tensor {
+        &self.tensor
+    }
+
+    /// Whether the backward pass will want a gradient for this value.
+    pub fn needs_gradient(&self) -> bool {
+        self.slot.is_some()
+    }
+}
+
+/// One gradient buffer per parameter, by parameter index.
+#[derive(Debug)]
+pub struct Gradients {
+    buffers: Vec<Tensor>,
+    written: Vec<bool>,
+}
+
+impl Gradients {
+    /// Buffers shaped like `parameters`, all zero.
+    ///
+    /// # Errors
+    /// If memory cannot be had.
+    pub fn like<'a>(parameters: impl IntoIterator<Item = &'a Tensor>) -> Result<Self> {
+        let buffers = parameters.into_iter().map(|p| p.zeros_like()).collect::<Result<Vec<_>>>()?;
+        let written = vec![false; buffers.len()];
+        Ok(Self { buffers, written })
+    }
+
+    /// Forgets what was summed; the next backward pass writes instead of adding.
+    pub fn clear(&mut self) {
+        self.written.fill(false);
+    }
+
+    /// The gradient of parameter `index`; zeros if nothing reached it.
+    pub fn get(&self, index: usize) -> &Tensor {
+        &self.buffers[index]
+    }
+
+    /// All gradients, in parameter order.
+    pub fn all(&self) -> &[Tensor] {
+        &self.buffers
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        for (buffer, written) in self.buffers.iter_mut().zip(&mut self.written) {
+            if !*written {
+                *buffer = buffer.zeros_like()?;
+                *written = true;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Slot {
+    Activation,
+    Parameter(usize),
+}
+
+type Backward = Box<dyn FnOnce(Tensor, &mut Sink) -> Result<()>>;
+
+#[derive(Default)]
+struct Record {
+    slots: Vec<Slot>,
+    nodes: Vec<(usize, Backward)>,
+}
+
+/// The record of one forward pass.
+pub struct Tape {
+    record: Option<RefCell<Record>>,
+}
+
+impl Tape {
+    /// A tape that records.
+    pub fn recording() -> Self {
+        Self { record: Some(RefCell::default()) }
+    }
+
+    /// A tape that keeps nothing: evaluation and inspection.
+    pub fn off() -> Self {
+        Self { record: None }
+    }
+
+    /// Whether operations have to keep what their backward needs.
+    pub fn is_recording(&self) -> bool {
+        self.record.is_some()
+    }
+
+    /// Parameter number `index` of the [`Gradients`] that the backward pass will fill.
+    pub fn parameter(&self, index: usize, tensor: &Tensor) -> Value {
+        let slot = self.record.as_ref().map(|record| {
+            let mut record = record.borrow_mut();
+            record.slots.push(Slot::Parameter(index));
+            record.slots.len() - 1
+        });
+        Value { tensor: tensor.clone(), slot }
+    }
+
+    /// Appends an operation with output `tensor`. `backward` receives the output's gradient, which it owns,
+    /// and adds to the gradients of the inputs it captured. It is dropped unrun if no input needs one.
+    pub fn push(
+        &self,
+        tensor: Tensor,
+        inputs: &[&Value],
+        backward: impl FnOnce(Tensor, &mut Sink) -> Result<()> + 'static,
+    ) -> Value {
+        match &self.record {
+            Some(record) if inputs.iter().any(|v| v.needs_gradient()) => {
+                let mut record = record.borrow_mut();
+                record.slots.push(Slot::Activation);
+                let slot = record.slots.len() - 1;
+                record.nodes.push((slot, Box::new(backward)));
+                Value { tensor, slot: Some(slot) }
+            }
+            _ => Value::constant(tensor),
+        }
+    }
+
+    /// Any candle expression of `inputs` as one operation, differentiated by candle.
+    ///
+    /// # Errors
+    /// What the expression returns; and in the backward pass, if an input that needs a gradient gets none
+    /// (some of candle's fused operations cut the gradient silently).
+    pub fn compose(
+        &self,
+        inputs: &[&Value],
+        expression: impl FnOnce(&[Tensor]) -> Result<Tensor>,
+    ) -> Result<Value> {
+        if !self.is_recording() || !inputs.iter().any(|v| v.needs_gradient()) {
+            let plain: Vec<Tensor> = inputs.iter().map(|v| v.tensor.clone()).collect();
+            return Ok(Value::constant(expression(&plain)?));
+        }
+        let mut vars = Vec::with_capacity(inputs.len());
+        let mut tensors = Vec::with_capacity(inputs.len());
+        for input in inputs {
+            if input.needs_gradient() {
+                let var = Var::from_tensor(&input.tensor)?;
+                tensors.push(var.as_tensor().clone());
+                vars.push(Some(var));
+            } else {
+                tensors.push(input.tensor.clone());
+                vars.push(None);
+            }
+        }
+        let output = expression(&tensors)?;
+        let inside = output.clone();
+        let captured: Vec<Value> = inputs.iter().map(|&v| v.clone()).collect();
+        Ok(self.push(output.detach(), inputs, move |dy, sink| {
+            let store = (inside * dy.detach())?.sum_all()?.backward()?;
+            for (i, (value, var)) in captured.iter().zip(&vars).enumerate() {
+                if let Some(var) = var {
+                    let Some(gradient) = store.get(var.as_tensor()) else {
+                        bail!("a composed operation cut the gradient of its input {i}");
+                    };
+                    // Copied, since candle may hand one storage to two inputs.
+                    sink.add(value, gradient.contiguous()?.copy()?)?;
+                }
+            }
+            Ok(())
+        }))
+    }
+
+    /// Walks the record backwards from scalar `loss` with d loss = `seed`, adding into `gradients`.
+    /// Consumes the tape.
+    ///
+    /// # Errors
+    /// What an operation's backward returns; or if nothing was recorded for `loss`.
+    pub fn backward(self, loss: &Value, seed: f64, gradients: &mut Gradients) -> Result<()> {
+        let (Some(record), Some(slot)) = (self.record, loss.slot) else {
+            bail!("backward was asked of a value that is not on the tape");
+        };
+        let record = record.into_inner();
+        let mut sink = Sink {
+            activations: record.slots.iter().map(|_| None).collect(),
+            slots: record.slots,
+            gradients,
+        };
+        sink.activations[slot] = Some((loss.tensor.ones_like()? * seed)?);
+        for (output, backward) in record.nodes.into_iter().rev() {
+            if let Some(dy) = sink.activations[output].take() {
+                backward(dy, &mut sink)?;
+            }
+        }
+        sink.gradients.finish()
+    }
+}
+
+/// Where the backward closures put their gradients.
+pub struct Sink<'a> {
+    activations: Vec<Option<Tensor>>,
+    slots: Vec<Slot>,
+    gradients: &'a mut Gradients,
+}
+
+impl Sink<'_> {
+    /// Adds `gradient`, whose storage must belong to nobody else, to that of `value`.
+    ///
+    /// # Errors
+    /// If shapes differ.
+    pub fn add(&mut self, value: &Value, gradient: Tensor) -> Result<()> {
+        let Some(slot) = value.slot else { return Ok(()) };
+        let place = match self.slots[slot] {
+            Slot::Parameter(index) => {
+                let first = !std::mem::replace(&mut self.gradients.written[index], true);
+                let buffer = &mut self.gradients.buffers[index];
+                if first {
+                    *buffer = gradient;
+                    return Ok(());
+                }
+                buffer
+            }
+            Slot::Activation => match &mut self.activations[slot] {
+                Some(held) => held,
+                empty => {
+                    *empty = Some(gradient);
+                    return Ok(());
+                }
+            },
+        };
+        if is_fast(place) && place.is_contiguous() && gradient.is_contiguous() {
+            let gradient = slice(&gradient)?;
+            with_slice_mut(place, |held| {
+                add_scaled(held, &gradient, 1.0);
+                Ok(())
+            })
+        } else {
+            *place = (&*place + gradient)?;
+            Ok(())
+        }
+    }
+
+    /// Lets `f(buffer, accumulate)` write the gradient of `value` where it will live: it must replace what
+    /// the buffer holds, or add to it if `accumulate`. Matrix products of parameters land here in place.
+    ///
+    /// # Errors
+    /// What `f` returns. Float32 on the CPU only.
+    pub fn write(
+        &mut self,
+        value: &Value,
+        f: impl FnOnce(&mut [f32], bool) -> Result<()>,
+    ) -> Result<()> {
+        let Some(slot) = value.slot else { return Ok(()) };
+        match self.slots[slot] {
+            Slot::Parameter(index) => {
+                let add = std::mem::replace(&mut self.gradients.written[index], true);
+                with_slice_mut(&self.gradients.buffers[index], |buffer| f(buffer, add))
+            }
+            Slot::Activation => {
+                let shape: Shape = value.tensor.shape().clone();
+                let fresh = Tensor::zeros(shape, value.tensor.dtype(), value.tensor.device())?;
+                with_slice_mut(&fresh, |buffer| f(buffer, false))?;
+                self.add(value, fresh)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    #[test]
+    fn composed_gradients_add_up_and_repeat() -> Result<()> {
+        let x = Tensor::new(&[1.0f64, 2.0, 3.0], &Device::Cpu)?;
+        let mut gradients = Gradients::like([&x])?;
+        for round in 1..=2 {
+            let tape = Tape::recording();
+            let p = tape.parameter(0, &x);
+            // y = x² + x² through two nodes, so the gradient is 4x.
+            let a = tape.compose(&[&p], |t| t[0].sqr())?;
+            let b = tape.compose(&[&p, &a], |t| t[0].sqr()? + &t[1])?;
+            let loss = tape.compose(&[&b], |t| t[0].sum_all())?;
+            tape.backward(&loss, 1.0, &mut gradients)?;
+            let want: Vec<f64> = [4.0, 8.0, 12.0].iter().map(|v| v * round as f64).collect();
+            assert_eq!(gradients.get(0).to_vec1::<f64>()?, want);
+        }
+        gradients.clear();
+        Ok(())
+    }
+
+    #[test]
+    fn a_cut_gradient_is_an_error() -> Result<()> {
+        let x = Tensor::new(&[1.0f64], &Device::Cpu)?;
+        let mut gradients = Gradients::like([&x])?;
+        let tape = Tape::recording();
+        let p = tape.parameter(0, &x);
+        let y = tape.compose(&[&p], |t| t[0].detach().sum_all())?;
+        assert!(tape.backward(&y, 1.0, &mut gradients).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn off_keeps_nothing() -> Result<()> {
+        let tape = Tape::off();
+        let x = tape.parameter(0, &Tensor::new(1.0f64, &Device::Cpu)?);
+        assert!(!x.needs_gradient());
+        Ok(())
+    }
+}

@@ -1,0 +1,87 @@
+//! metrics.jsonl and stats.jsonl: one JSON object per line, appended and flushed as they come.
+//!
+//! Resuming drops the lines past the checkpoint's step, and a last line that a killed process left incomplete.
+
+use crate::checkpoint::{CheckpointError, files};
+use crate::metrics::Metrics;
+use serde::{Deserialize, Serialize};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+
+/// A line of metrics.jsonl.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct StepLine {
+    /// Steps finished.
+    pub step: u64,
+    /// Training tokens seen.
+    pub tokens: u64,
+    /// Loss of this step's batch, before the update.
+    #[serde(rename = "train/loss")]
+    pub train_loss: Option<f64>,
+    /// Loss on the validation text, on the steps that evaluate.
+    #[serde(rename = "val/loss", default, skip_serializing_if = "Option::is_none")]
+    pub val_loss: Option<f64>,
+    /// Learning rate of this step.
+    pub lr: f64,
+    /// Global gradient norm before clipping.
+    pub grad_norm: Option<f64>,
+    /// Training tokens per second since the last line.
+    pub tokens_per_sec: Option<f64>,
+    /// Largest resident memory of the process so far, bytes; null where the system does not tell.
+    #[serde(rename = "mem/peak")]
+    pub mem_peak: Option<u64>,
+}
+
+/// A line of stats.jsonl.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct StatsLine {
+    /// Steps finished.
+    pub step: u64,
+    /// Site's name.
+    pub site: String,
+    /// Block index; null outside blocks.
+    pub layer: Option<usize>,
+    /// The figures.
+    #[serde(flatten)]
+    pub metrics: Metrics,
+}
+
+/// Appends JSON lines to a file.
+#[derive(Debug)]
+pub(super) struct LineLog {
+    path: PathBuf,
+    file: File,
+}
+
+impl LineLog {
+    /// Opens for appending, keeping the lines whose `step` is at most `keep_to`.
+    pub(super) fn open(path: &Path, keep_to: u64) -> Result<Self, CheckpointError> {
+        let io = |source| CheckpointError::Io { path: path.to_path_buf(), source };
+        #[derive(Deserialize)]
+        struct Step {
+            step: u64,
+        }
+        let mut kept = Vec::new();
+        if path.exists() {
+            for line in BufReader::new(File::open(path).map_err(io)?).lines() {
+                let line = line.map_err(io)?;
+                if serde_json::from_str::<Step>(&line).is_ok_and(|s| s.step <= keep_to) {
+                    kept.extend_from_slice(line.as_bytes());
+                    kept.push(b'\n');
+                }
+            }
+        }
+        files::write(path, &kept)?;
+        let file = File::options().append(true).open(path).map_err(io)?;
+        Ok(Self { path: path.to_path_buf(), file })
+    }
+
+    pub(super) fn append(&mut self, line: &impl Serialize) -> Result<(), CheckpointError> {
+        let io = |source| CheckpointError::Io { path: self.path.clone(), source };
+        let mut text = serde_json::to_string(line)
+            .map_err(|e| CheckpointError::Damaged { path: self.path.clone(), problem: e.to_string() })?;
+        text.push('\n');
+        self.file.write_all(text.as_bytes()).map_err(io)
+    }
+}

@@ -1,0 +1,82 @@
+//! The training loop: batches → loss → gradients → step, with telemetry, evaluation, checkpoints and a guard.
+//!
+//! A run directory is the whole truth. Batches are a function of (seed, step) and the state is in the
+//! checkpoint, so a run that was killed and resumed equals one that was not, bit for bit on the CPU.
+
+mod eval;
+mod guard;
+mod log;
+mod memory;
+mod run_dir;
+mod trainer;
+
+pub use eval::{Evaluation, evaluate};
+pub use guard::{Divergence, Guard};
+pub use log::{StatsLine, StepLine};
+pub use memory::{MemoryPlan, plan_memory, peak_rss_bytes};
+pub use run_dir::{RunDir, RunInfo};
+pub use trainer::{Control, Event, Outcome, Trainer, open_data, resolve_vocab};
+
+use crate::error::Hint;
+use std::path::PathBuf;
+use thiserror::Error;
+
+/// Training that cannot start or go on.
+#[derive(Debug, Error)]
+pub enum TrainError {
+    /// The run directory holds something already.
+    #[error("the run directory {path} already exists and is not empty")]
+    Exists {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// Resuming with another network or batch than the run was started with.
+    #[error("{path} was started with another configuration: {difference}")]
+    OtherConfig {
+        /// The run directory.
+        path: PathBuf,
+        /// The first key that differs.
+        difference: String,
+    },
+    /// No data named.
+    #[error("the configuration names no data: data.path is empty")]
+    NoData,
+    /// The data's vocabulary does not fit the model's.
+    #[error("the data has a vocabulary of {data}, which is more than model.vocab = {model}")]
+    Vocabulary {
+        /// Of the data.
+        data: usize,
+        /// Of the model.
+        model: usize,
+    },
+    /// `init_from` names a model of another shape.
+    #[error("the weights of {path} do not fit this model: {problem}")]
+    InitFrom {
+        /// The MODEL.
+        path: PathBuf,
+        /// What differs.
+        problem: String,
+    },
+}
+
+impl Hint for TrainError {
+    fn hint(&self) -> String {
+        match self {
+            TrainError::Exists { .. } => {
+                "add --resume to go on with it, --force to start it anew, or choose another --out".into()
+            }
+            TrainError::OtherConfig { .. } => {
+                "resume with the configuration in the run directory's config.toml, or choose another --out".into()
+            }
+            TrainError::NoData => {
+                "make a data folder with `evenkeel data tokenize` and name it: --set data.path=FOLDER".into()
+            }
+            TrainError::Vocabulary { data, .. } => format!(
+                "set model.vocab to at least {data}, or leave it out and the vocabulary of the data is taken"
+            ),
+            TrainError::InitFrom { .. } => {
+                "depth, width, heads and vocab of [model] must be those of the model that it starts from".into()
+            }
+        }
+    }
+}

@@ -1,0 +1,432 @@
+//! One run, step by step.
+
+use super::guard::{Divergence, Guard, locate};
+use super::log::{LineLog, StatsLine, StepLine};
+use super::{Evaluation, RunDir, TrainError, evaluate, peak_rss_bytes};
+use crate::checkpoint::{self, RunState};
+use crate::config::RunConfig;
+use crate::data::{Batch, Dataset, SamplerSettings, Split, TrainSampler, ValidationBlocks};
+use crate::error::{Error, Result};
+use crate::metrics::{KurtosisSummary, Metrics, MetricsTap, summarise};
+use crate::model::{ModelError, Transformer};
+use crate::names::NameFilter;
+use crate::optim::{self, Optimizer, Schedule, Slot, State, groups};
+use crate::tap::{NoTap, Site, Tap};
+use crate::tape::{Gradients, Tape};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+/// How the outside asks a run to stop.
+#[derive(Clone, Debug, Default)]
+pub struct Control {
+    /// Set to finish the step at hand, write a checkpoint and return.
+    pub stop: Arc<AtomicBool>,
+}
+
+/// What a run reports while it goes.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// It begins, or goes on, after this many steps.
+    Begin {
+        /// Steps already finished.
+        step: u64,
+        /// Steps in all.
+        steps: u64,
+    },
+    /// A step was finished.
+    Step {
+        /// Its figures.
+        line: &'a StepLine,
+        /// Whether it was written to metrics.jsonl.
+        logged: bool,
+    },
+    /// Sites were measured.
+    Stats {
+        /// Steps finished.
+        step: u64,
+        /// The residual stream in three figures.
+        summary: KurtosisSummary,
+    },
+    /// The validation text was evaluated.
+    Eval {
+        /// Steps finished.
+        step: u64,
+        /// Result.
+        evaluation: Evaluation,
+    },
+    /// A checkpoint is on disk.
+    Checkpoint {
+        /// Its folder.
+        path: &'a Path,
+    },
+}
+
+/// How a run ended.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Outcome {
+    /// All steps done.
+    Finished,
+    /// Stopped from outside; the checkpoint holds everything.
+    Interrupted,
+    /// Stopped by the guard at this step.
+    Diverged(Divergence),
+}
+
+/// A run.
+pub struct Trainer {
+    config: RunConfig,
+    dir: RunDir,
+    dataset: Arc<Dataset>,
+    sampler: TrainSampler,
+    tokenizer: Option<PathBuf>,
+    model: Transformer,
+    optimizer: Box<dyn Optimizer>,
+    groups: Vec<groups::Group>,
+    schedule: Schedule,
+    filter: NameFilter,
+    gradients: Gradients,
+    states: Vec<State>,
+    step: u64,
+    guard: Guard,
+    metrics_log: LineLog,
+    stats_log: LineLog,
+}
+
+/// What one step computed before the parameters moved.
+struct StepResult {
+    loss: f64,
+    grad_norm: f64,
+    stats: Option<Vec<(Site, Metrics)>>,
+}
+
+/// Opens the data that a configuration names.
+///
+/// # Errors
+/// If none is named, or it cannot be read.
+pub fn open_data(config: &RunConfig) -> Result<Dataset> {
+    let (path, val) = (&config.data.path, &config.data.val_path);
+    if path.is_empty() {
+        return Err(TrainError::NoData.into());
+    }
+    Ok(if val.is_empty() && Path::new(path).is_dir() {
+        Dataset::open(Path::new(path))?
+    } else {
+        let val = if val.is_empty() { vec![] } else { vec![PathBuf::from(val)] };
+        Dataset::from_shards(vec![PathBuf::from(path)], val)?
+    })
+}
+
+/// Takes the vocabulary from the data where the configuration leaves it open.
+///
+/// # Errors
+/// If the data's is larger than the model's, or neither says.
+pub fn resolve_vocab(config: &mut RunConfig, dataset: &Dataset) -> Result<()> {
+    match (config.model.vocab, dataset.vocab()) {
+        (0, Some(data)) => config.model.vocab = data,
+        (model, Some(data)) if data > model => return Err(TrainError::Vocabulary { data, model }.into()),
+        _ => {}
+    }
+    Ok(())
+}
+
+impl Trainer {
+    /// Prepares a run in `dir`: from the newest complete checkpoint there if `resume`, else from the start.
+    ///
+    /// # Errors
+    /// If data, configuration, or checkpoint cannot be used.
+    pub fn new(mut config: RunConfig, dir: RunDir, resume: bool) -> Result<Self> {
+        let mut dataset = open_data(&config)?;
+        resolve_vocab(&mut config, &dataset)?;
+        dataset.limit_vocab(config.model.vocab)?;
+        let tokenizer =
+            Some(dataset.path().join("tokenizer.json")).filter(|path| dataset.path().is_dir() && path.is_file());
+        let dataset = Arc::new(dataset);
+        let sampler = TrainSampler::new(
+            dataset.clone(),
+            SamplerSettings {
+                context: config.model.context,
+                batch_sequences: config.train.batch_sequences,
+                seed: config.train.seed,
+            },
+        )?;
+        let checkpoint = if resume { checkpoint::complete(&dir.checkpoints())?.pop() } else { None };
+        let (model, states, state) = match &checkpoint {
+            Some(folder) => {
+                check_same(&dir, &config)?;
+                let model = checkpoint::load_model(folder)?;
+                let (states, state) = checkpoint::load_state(folder, &model)?;
+                (model, states, state)
+            }
+            None => {
+                let model = starting_model(&config)?;
+                let states = vec![State::default(); model.parameters().len()];
+                let fresh =
+                    RunState { schema: 1, step: 0, tokens: 0, first_loss: None, guard_count: 0 };
+                (model, states, fresh)
+            }
+        };
+        dir.write("resolved.toml", &config.to_toml()?)?;
+        let named = model.parameters().iter().map(|p| (p.name.as_str(), p.tensor.rank()));
+        let bad = |e: crate::names::BadPattern| crate::config::ConfigError::Value { problem: e.to_string() };
+        let groups = groups::assign(named, config.optim.weight_decay, &config.optim.group).map_err(bad)?;
+        let filter = NameFilter::new(&config.telemetry.sites).map_err(bad)?;
+        let gradients = Gradients::like(model.parameters().iter().map(|p| &p.tensor))?;
+        Ok(Self {
+            optimizer: config.optim.build(),
+            schedule: config.optim.schedule(config.train.steps),
+            guard: Guard {
+                factor: config.train.guard_loss_factor,
+                patience: config.train.guard_patience_steps,
+                first_loss: state.first_loss,
+                count: state.guard_count,
+            },
+            metrics_log: LineLog::open(&dir.metrics(), state.step)?,
+            stats_log: LineLog::open(&dir.stats(), state.step)?,
+            step: state.step,
+            config,
+            dir,
+            dataset,
+            sampler,
+            tokenizer,
+            model,
+            groups,
+            filter,
+            gradients,
+            states,
+        })
+    }
+
+    /// Steps finished.
+    pub fn step(&self) -> u64 {
+        self.step
+    }
+
+    /// The configuration as used.
+    pub fn config(&self) -> &RunConfig {
+        &self.config
+    }
+
+    /// The model, whose parameters change as the run goes on.
+    pub fn model(&self) -> &Transformer {
+        &self.model
+    }
+
+    /// The data.
+    pub fn dataset(&self) -> &Arc<Dataset> {
+        &self.dataset
+    }
+
+    /// Runs to the end, to an interruption, or until the guard stops it. The last step is always checkpointed.
+    ///
+    /// # Errors
+    /// If data cannot be read, the disk refuses, or a decomposition fails.
+    pub fn run(&mut self, control: &Control, observe: &mut dyn FnMut(Event)) -> Result<Outcome> {
+        let steps = self.config.train.steps;
+        observe(Event::Begin { step: self.step, steps });
+        let mut clock = (Instant::now(), self.step);
+        while self.step < steps {
+            if control.stop.load(Ordering::Relaxed) {
+                self.checkpoint(observe)?;
+                return Ok(Outcome::Interrupted);
+            }
+            let batch = self.sampler.batch(self.step)?;
+            let result = self.forward_backward(&batch)?;
+            if let Some(divergence) = self.guard.check(result.loss, result.grad_norm) {
+                let divergence = locate(divergence, &self.model, &batch, self.gradients.all())?;
+                return Ok(Outcome::Diverged(divergence));
+            }
+            let lr = self.schedule.lr(self.step);
+            self.update(result.grad_norm, lr)?;
+            self.step += 1;
+            self.report(&result, lr, &mut clock, observe)?;
+            if due(self.step, self.config.train.checkpoint_every_steps, steps) {
+                self.checkpoint(observe)?;
+            }
+        }
+        Ok(Outcome::Finished)
+    }
+
+    fn forward_backward(&mut self, batch: &Batch) -> Result<StepResult> {
+        let every = self.config.telemetry.stats_every_steps;
+        let measure = every > 0 && (self.step % every == 0 || self.step + 1 == self.config.train.steps);
+        let mut tap: Box<dyn Tap> = Box::new(NoTap);
+        let mut metrics = MetricsTap::new(Some(self.filter.clone()));
+        let micro = match self.config.train.micro_batch_sequences {
+            0 => batch.sequences,
+            n => n,
+        };
+        self.gradients.clear();
+        let mut loss = 0.0;
+        for part in batch.micro(micro) {
+            let share = part.sequences as f64 / batch.sequences as f64;
+            let tape = Tape::recording();
+            let tap: &mut dyn Tap = if measure { &mut metrics } else { &mut *tap };
+            let value = self.model.loss(&tape, tap, part.inputs, part.targets, part.sequences)?;
+            loss += share * value.tensor().to_scalar::<f32>()? as f64;
+            tape.backward(&value, share, &mut self.gradients)?;
+        }
+        let stats = measure.then(|| metrics.stats.iter().map(|(s, c)| (*s, c.metrics())).collect());
+        let grad_norm = optim::global_norm(self.gradients.all())?;
+        Ok(StepResult { loss, grad_norm, stats })
+    }
+
+    fn update(&mut self, grad_norm: f64, lr: f64) -> Result<()> {
+        optim::clip(self.gradients.all(), grad_norm, self.config.optim.clip_norm)?;
+        let mut slots: Vec<Slot> = self
+            .model
+            .parameters()
+            .iter()
+            .zip(&mut self.states)
+            .zip(&self.groups)
+            .map(|((p, state), group)| Slot {
+                parameter: &p.tensor,
+                gradient: self.gradients.get(p.index),
+                state,
+                lr: lr * group.lr_factor,
+                weight_decay: group.weight_decay,
+            })
+            .collect();
+        Ok(self.optimizer.step(&mut slots)?)
+    }
+
+    fn report(
+        &mut self,
+        result: &StepResult,
+        lr: f64,
+        clock: &mut (Instant, u64),
+        observe: &mut dyn FnMut(Event),
+    ) -> Result<()> {
+        let t = &self.config.train;
+        let per_step = (t.batch_sequences * self.config.model.context) as u64;
+        if let Some(stats) = &result.stats {
+            for (site, metrics) in stats {
+                self.stats_log.append(&StatsLine {
+                    step: self.step,
+                    site: site.to_string(),
+                    layer: site.layer,
+                    metrics: *metrics,
+                })?;
+            }
+            let summary = summarise(stats.iter().map(|(s, m)| (*s, m)));
+            observe(Event::Stats { step: self.step, summary });
+        }
+        let evaluation = if due(self.step, t.eval_every_steps, t.steps) { self.validate()? } else { None };
+        if let Some(evaluation) = evaluation {
+            observe(Event::Eval { step: self.step, evaluation });
+        }
+        let logged = evaluation.is_some() || self.step == 1 || due(self.step, t.log_every_steps, t.steps);
+        let elapsed = clock.0.elapsed().as_secs_f64();
+        let line = StepLine {
+            step: self.step,
+            tokens: self.step * per_step,
+            train_loss: Some(result.loss),
+            val_loss: evaluation.map(|e| e.loss),
+            lr,
+            grad_norm: Some(result.grad_norm),
+            tokens_per_sec: (elapsed > 0.0).then(|| ((self.step - clock.1) * per_step) as f64 / elapsed),
+            mem_peak: if logged { peak_rss_bytes() } else { None },
+        };
+        if logged {
+            self.metrics_log.append(&line)?;
+            *clock = (Instant::now(), self.step);
+        }
+        observe(Event::Step { line: &line, logged });
+        Ok(())
+    }
+
+    /// Loss on the validation text; `None` if the data has none.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn validate(&self) -> Result<Option<Evaluation>> {
+        let Some(blocks) = self.validation_blocks()? else { return Ok(None) };
+        evaluate(&self.model, blocks, None).map(Some)
+    }
+
+    /// The validation text in blocks of the training length; `None` if the data has none.
+    ///
+    /// # Errors
+    /// If it is shorter than one block.
+    pub fn validation_blocks(&self) -> Result<Option<ValidationBlocks>> {
+        if self.dataset.is_empty(Split::Val) {
+            return Ok(None);
+        }
+        let limit = self.config.train.eval_tokens;
+        Ok(Some(ValidationBlocks::new(
+            self.dataset.clone(),
+            Split::Val,
+            self.config.model.context,
+            self.config.train.batch_sequences,
+            (limit > 0).then_some(limit),
+        )?))
+    }
+
+    fn checkpoint(&self, observe: &mut dyn FnMut(Event)) -> Result<()> {
+        let per_step = (self.config.train.batch_sequences * self.config.model.context) as u64;
+        let state = RunState {
+            schema: 1,
+            step: self.step,
+            tokens: self.step * per_step,
+            first_loss: self.guard.first_loss,
+            guard_count: self.guard.count,
+        };
+        let path = checkpoint::save(
+            &self.dir.checkpoints(),
+            &self.model,
+            &self.states,
+            self.tokenizer.as_deref(),
+            &state,
+            self.config.train.checkpoint_keep,
+        )?;
+        observe(Event::Checkpoint { path: &path });
+        Ok(())
+    }
+}
+
+/// Every `every` steps, and at the last one.
+fn due(step: u64, every: u64, steps: u64) -> bool {
+    step == steps || (every > 0 && step % every == 0)
+}
+
+fn starting_model(config: &RunConfig) -> Result<Transformer> {
+    if config.init_from.is_empty() {
+        return Ok(Transformer::new(config.model.clone(), config.train.seed)?);
+    }
+    let path = Path::new(&config.init_from);
+    let source = checkpoint::load_model(path)?;
+    let mut tensors = source.parameters().iter().map(|p| (p.name.clone(), p.tensor.clone())).collect();
+    Transformer::from_tensors(config.model.clone(), &mut tensors).map_err(|e| match e {
+        ModelError::Weights { .. } => {
+            Error::from(TrainError::InitFrom { path: path.to_path_buf(), problem: e.to_string() })
+        }
+        other => other.into(),
+    })
+}
+
+/// Refuses to go on with another network, data order or schedule than the run was started with.
+fn check_same(dir: &RunDir, config: &RunConfig) -> Result<()> {
+    let Ok(text) = std::fs::read_to_string(dir.resolved()) else { return Ok(()) };
+    let (Ok(old), Ok(new)) = (text.parse::<toml::Table>(), config.to_toml()?.parse::<toml::Table>()) else {
+        return Ok(());
+    };
+    for section in ["model", "data", "optim", "train"] {
+        let keys = |t: &toml::Table| t.get(section).and_then(|s| s.as_table()).cloned().unwrap_or_default();
+        let (old, new) = (keys(&old), keys(&new));
+        for key in old.keys().chain(new.keys()) {
+            // These change nothing that a later step computes.
+            let free = ["eval_every_steps", "eval_tokens", "log_every_steps", "checkpoint_every_steps"];
+            if free.contains(&key.as_str()) || key == "checkpoint_keep" || old.get(key) == new.get(key) {
+                continue;
+            }
+            let show = |t: &toml::Table| t.get(key).map_or("absent".to_string(), |v| v.to_string());
+            return Err(TrainError::OtherConfig {
+                path: dir.root().to_path_buf(),
+                difference: format!("{section}.{key} was {} and is now {}", show(&old), show(&new)),
+            }
+            .into());
+        }
+    }
+    Ok(())
+}
