@@ -300,6 +300,8 @@ impl Trainer {
     ) -> Result<()> {
         let t = &self.config.train;
         let per_step = (t.batch_sequences * self.config.model.context) as u64;
+        // Taken before evaluating, which is not training.
+        let elapsed = clock.0.elapsed().as_secs_f64();
         if let Some(stats) = &result.stats {
             for (site, metrics) in stats {
                 self.stats_log.append(&StatsLine {
@@ -317,7 +319,6 @@ impl Trainer {
             observe(Event::Eval { step: self.step, evaluation });
         }
         let logged = evaluation.is_some() || self.step == 1 || due(self.step, t.log_every_steps, t.steps);
-        let elapsed = clock.0.elapsed().as_secs_f64();
         let line = StepLine {
             step: self.step,
             tokens: self.step * per_step,

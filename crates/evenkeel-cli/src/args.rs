@@ -1,0 +1,255 @@
+//! What was typed.
+
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+/// Train transformers without outlier features, find them in checkpoints, and cash the gain in as int8.
+#[derive(Debug, Parser)]
+#[command(name = "evenkeel", version, about, max_term_width = 100)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    pub(crate) common: Common,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Options that every command takes.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Common {
+    /// Override a configuration key; repeatable
+    #[arg(long, global = true, value_name = "KEY.PATH=VALUE", help_heading = "Everywhere")]
+    pub(crate) set: Vec<String>,
+    /// Where to compute; only `cpu` for now
+    #[arg(long, global = true, default_value = "cpu", value_name = "DEVICE", help_heading = "Everywhere")]
+    pub(crate) device: String,
+    /// Threads; results do not depend on it [default: all cores]
+    #[arg(long, global = true, value_name = "N", help_heading = "Everywhere")]
+    pub(crate) threads: Option<usize>,
+    /// Seed of initialisation, batches and draws [default: that of the configuration, 0]
+    #[arg(long, global = true, value_name = "N", help_heading = "Everywhere")]
+    pub(crate) seed: Option<u64>,
+    /// Print one JSON object on stdout
+    #[arg(long, global = true, help_heading = "Everywhere")]
+    pub(crate) json: bool,
+    /// Say what would be done and write nothing
+    #[arg(long, global = true, help_heading = "Everywhere")]
+    pub(crate) dry_run: bool,
+    /// Only errors on stderr
+    #[arg(short, long, global = true, conflicts_with = "verbose", help_heading = "Everywhere")]
+    pub(crate) quiet: bool,
+    /// More on stderr
+    #[arg(short, long, global = true, help_heading = "Everywhere")]
+    pub(crate) verbose: bool,
+    /// Colour
+    #[arg(long, global = true, value_enum, default_value_t = Color::Auto, help_heading = "Everywhere")]
+    pub(crate) color: Color,
+    /// No progress bar; plain lines instead
+    #[arg(long, global = true, help_heading = "Everywhere")]
+    pub(crate) no_progress: bool,
+    /// Replace what an earlier run left at the output path
+    #[arg(long, global = true, help_heading = "Everywhere")]
+    pub(crate) force: bool,
+}
+
+/// When to colour.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Color {
+    /// If the output is a terminal and NO_COLOR is not set
+    Auto,
+    /// Always
+    Always,
+    /// Never
+    Never,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// The headline on this machine: train Pre-LN + AdamW and OP + SOAP, quantise both, compare
+    Quickstart(Quickstart),
+    /// Make and look at token shards
+    Data(Data),
+    /// Train a model from a TOML configuration
+    Train(Train),
+    /// Loss and perplexity of a model on text
+    Eval(Eval),
+    /// Outlier metrics of a model at every site
+    Inspect(Inspect),
+    /// Quantise a model and measure what it costs
+    Quantize(Quantize),
+    /// Continue a prompt
+    Sample(Sample),
+    /// What this machine and this build can do
+    Doctor,
+    /// Presets and configuration files
+    Config(Config),
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Quickstart {
+    /// Folder for data, runs and the report; continues what is there
+    #[arg(long, default_value = "quickstart", value_name = "DIR")]
+    pub(crate) out: PathBuf,
+    /// Minutes that training may take; the number of steps follows from a short timing
+    #[arg(long, default_value_t = 9.0, value_name = "M")]
+    pub(crate) minutes: f64,
+    /// Text to train on: a file or folder [default: the sources of this project's dependencies]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) corpus: Option<PathBuf>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Data {
+    #[command(subcommand)]
+    pub(crate) command: DataCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DataCommand {
+    /// Text to token shards
+    Tokenize(Tokenize),
+    /// What a data folder holds
+    Inspect {
+        /// The folder
+        dir: PathBuf,
+    },
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Tokenize {
+    /// Files and folders: plain text, or .jsonl with one document per line
+    #[arg(required = true)]
+    pub(crate) inputs: Vec<PathBuf>,
+    /// Folder to write
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+    /// Use this tokenizer.json
+    #[arg(long, value_name = "FILE", group = "how")]
+    pub(crate) tokenizer: Option<PathBuf>,
+    /// Train a byte-level BPE of N ids, special tokens included [default: 4096]
+    #[arg(long, value_name = "N", group = "how")]
+    pub(crate) train_bpe: Option<usize>,
+    /// One id per byte; documents are separated by id 256
+    #[arg(long, group = "how")]
+    pub(crate) bytes: bool,
+    /// Only files in folders that match; repeatable
+    #[arg(long, value_name = "G")]
+    pub(crate) glob: Vec<String>,
+    /// Field of .jsonl lines that holds the text
+    #[arg(long, default_value = "text", value_name = "KEY")]
+    pub(crate) text_key: String,
+    /// Validation file; repeatable
+    #[arg(long, value_name = "FILE", group = "split")]
+    pub(crate) val: Vec<PathBuf>,
+    /// Share of documents kept for validation [default: 0.05]
+    #[arg(long, value_name = "F", group = "split")]
+    pub(crate) val_fraction: Option<f64>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Train {
+    /// TOML configuration; `evenkeel config show op` prints one to start from
+    pub(crate) config: PathBuf,
+    /// Run directory [default: runs/DATE-CONFIG-sSEED]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
+    /// Go on from the newest complete checkpoint in --out
+    #[arg(long, requires = "out")]
+    pub(crate) resume: bool,
+}
+
+/// Text to run a model on.
+#[derive(Debug, ClapArgs)]
+#[group(required = true, multiple = false)]
+pub(crate) struct TextArgs {
+    /// Data folder; its validation shards are used
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data: Option<PathBuf>,
+    /// Text file, tokenised with the model's tokenizer.json
+    #[arg(long, value_name = "FILE")]
+    pub(crate) text: Option<PathBuf>,
+    /// JSON array of arrays of token ids, run as given as one batch
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ids: Option<PathBuf>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Eval {
+    /// Run directory or checkpoint
+    pub(crate) model: PathBuf,
+    #[command(flatten)]
+    pub(crate) text: TextArgs,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Inspect {
+    /// Run directory or checkpoint
+    pub(crate) model: PathBuf,
+    #[command(flatten)]
+    pub(crate) text: TextArgs,
+    /// Tokens to run at most
+    #[arg(long, default_value_t = 65536, value_name = "N")]
+    pub(crate) tokens: u64,
+    /// Write the activations of the first batch as safetensors
+    #[arg(long, value_name = "FILE")]
+    pub(crate) dump: Option<PathBuf>,
+    /// Exit 1 if a site's metric is above a value, such as kurtosis=10; repeatable
+    #[arg(long, value_name = "METRIC=VALUE")]
+    pub(crate) fail_above: Vec<String>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Quantize {
+    /// Run directory or checkpoint
+    pub(crate) model: PathBuf,
+    /// Recipe
+    #[arg(long, default_value = "w8a8", value_name = "NAME")]
+    pub(crate) scheme: String,
+    #[command(flatten)]
+    pub(crate) text: TextArgs,
+    /// Calibration batches of 8 sequences
+    #[arg(long, default_value_t = 4, value_name = "N")]
+    pub(crate) calib_batches: usize,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Sample {
+    /// Run directory or checkpoint
+    pub(crate) model: PathBuf,
+    /// Text to continue
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) prompt: String,
+    /// Tokens to add at most
+    #[arg(long, default_value_t = 100, value_name = "N")]
+    pub(crate) max_tokens: usize,
+    /// Divides the logits; 0 takes the most likely token
+    #[arg(long, default_value_t = 0.8, value_name = "T")]
+    pub(crate) temperature: f64,
+    /// Only the K most likely tokens; 0 means all
+    #[arg(long, default_value_t = 0, value_name = "K")]
+    pub(crate) top_k: usize,
+    /// Only the most likely tokens that together hold this probability
+    #[arg(long, default_value_t = 0.95, value_name = "P")]
+    pub(crate) top_p: f64,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Config {
+    #[command(subcommand)]
+    pub(crate) command: ConfigCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// The presets, a line each
+    List,
+    /// Every key of a preset with its default, as TOML
+    Show {
+        /// Name of the preset
+        preset: String,
+    },
+    /// Try a configuration without running it
+    Check {
+        /// TOML configuration
+        file: PathBuf,
+    },
+}

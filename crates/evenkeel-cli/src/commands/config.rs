@@ -1,0 +1,51 @@
+//! `config list`, `config show PRESET`, `config check FILE`.
+
+use crate::args::{Config, ConfigCommand};
+use crate::failure::{Exit, Failure};
+use crate::output;
+use crate::settings::Settings;
+use evenkeel::config::{Override, RunConfig};
+use evenkeel::model::PRESETS;
+use serde_json::json;
+
+pub(crate) fn run(args: Config, settings: &Settings) -> Result<Exit, Failure> {
+    match args.command {
+        ConfigCommand::List if settings.json => {
+            let presets: Vec<_> = PRESETS.iter().map(|(n, d)| json!({"name": n, "description": d})).collect();
+            output::json(&json!({"schema": 1, "presets": presets}));
+        }
+        ConfigCommand::List => {
+            for (name, description) in PRESETS {
+                output::line(&format!("{name:9} {description}"));
+            }
+        }
+        ConfigCommand::Show { preset } => {
+            let mut overrides = vec![Override::new("model.preset", &format!("\"{preset}\""))];
+            overrides.extend(settings.overrides.iter().cloned());
+            let config = RunConfig::from_table(Default::default(), &overrides)?;
+            show(&config, settings)?;
+        }
+        ConfigCommand::Check { file } => {
+            let config = RunConfig::load(&file, &settings.overrides)?;
+            let mut model = config.model.clone();
+            // The vocabulary may come from the data, which is not opened here.
+            model.vocab = model.vocab.max(1);
+            model.validate()?;
+            if settings.json {
+                show(&config, settings)?;
+            } else {
+                output::line(&format!("{} is a valid configuration", file.display()));
+            }
+        }
+    }
+    Ok(Exit::Done)
+}
+
+fn show(config: &RunConfig, settings: &Settings) -> Result<(), Failure> {
+    if settings.json {
+        output::json(&json!({"schema": 1, "config": config}));
+    } else {
+        output::result(&config.to_toml()?);
+    }
+    Ok(())
+}

@@ -1,0 +1,113 @@
+//! `inspect MODEL`.
+
+use super::text::{Source, blocks};
+use crate::args::Inspect;
+use crate::failure::{Exit, Failure};
+use crate::output;
+use crate::settings::Settings;
+use evenkeel::checkpoint;
+use evenkeel::data::Batch;
+use evenkeel::inspect::{self, InspectReport, SiteReport};
+use evenkeel::report::table::{Align, Table, cell};
+
+pub(crate) fn run(args: Inspect, settings: &Settings) -> Result<Exit, Failure> {
+    let limits = args.fail_above.iter().map(|t| Limit::parse(t)).collect::<Result<Vec<_>, _>>()?;
+    let model = checkpoint::load_model(&args.model)?;
+    let (report, first) = match Source::open(&args.text, &args.model, &model)? {
+        Source::Ids(batch) => {
+            let context = batch.ids.len() / batch.sequences;
+            let one = Batch {
+                inputs: batch.ids.clone(),
+                targets: batch.ids,
+                sequences: batch.sequences,
+                context,
+            };
+            (inspect::inspect(&model, std::iter::once(Ok(one.clone())))?, Some(one))
+        }
+        Source::Stream(dataset) => {
+            let batches = blocks(&dataset, &model, Some(args.tokens))?;
+            let first = batches.clone().next().transpose()?;
+            (inspect::inspect(&model, batches.map(|b| b.map_err(evenkeel::Error::from)))?, first)
+        }
+    };
+    if let (Some(path), Some(batch)) = (&args.dump, first)
+        && !settings.dry_run
+    {
+        inspect::dump(&model, &batch.inputs, batch.sequences, path)?;
+    }
+    if settings.json {
+        output::json(&report);
+    } else {
+        print(&report);
+    }
+    let mut verdict = Exit::Done;
+    for limit in &limits {
+        for site in report.sites.iter().filter(|s| limit.broken_by(s)) {
+            output::note(&format!("{} of {} is above {}", limit.metric, site.site, limit.value));
+            verdict = Exit::No;
+        }
+    }
+    Ok(verdict)
+}
+
+struct Limit {
+    metric: String,
+    value: f64,
+}
+
+const METRICS: [&str; 4] = ["kurtosis", "mmr", "rms", "max_abs"];
+
+impl Limit {
+    fn parse(text: &str) -> Result<Self, Failure> {
+        let parsed = text.split_once('=').and_then(|(m, v)| Some((m.trim(), v.trim().parse::<f64>().ok()?)));
+        match parsed {
+            Some((metric, value)) if METRICS.contains(&metric) => Ok(Self { metric: metric.into(), value }),
+            _ => Err(Failure::input(
+                format!("--fail-above {text} is not of the form METRIC=VALUE with METRIC one of {}", METRICS.join(", ")),
+                "write for example --fail-above kurtosis=10",
+            )),
+        }
+    }
+
+    fn broken_by(&self, site: &SiteReport) -> bool {
+        let m = &site.metrics;
+        let value = match self.metric.as_str() {
+            "kurtosis" => m.kurtosis,
+            "mmr" => m.mmr,
+            "rms" => m.rms,
+            _ => m.max_abs,
+        };
+        value.is_some_and(|v| v > self.value)
+    }
+}
+
+fn print(report: &InspectReport) {
+    let mut table = Table::new(&[
+        ("site", Align::Left),
+        ("kurtosis", Align::Right),
+        ("mmr", Align::Right),
+        ("rms", Align::Right),
+        ("max |x|", Align::Right),
+    ]);
+    for site in &report.sites {
+        let m = &site.metrics;
+        table.push(vec![
+            site.site.clone(),
+            cell(m.kurtosis, |v| format!("{v:.3}")),
+            cell(m.mmr, |v| format!("{v:.2}")),
+            cell(m.rms, |v| format!("{v:.4}")),
+            cell(m.max_abs, |v| format!("{v:.3}")),
+        ]);
+    }
+    output::result(&table.to_text());
+    let s = &report.summary;
+    let show = |v: Option<f64>| v.map_or("-".to_string(), |v| format!("{v:.3}"));
+    output::line(&format!(
+        "residual stream: mean kurtosis {}, largest {} at {} ({} tokens, {} channels)",
+        show(s.kurtosis_mean),
+        show(s.kurtosis_max),
+        s.kurtosis_max_site.as_deref().unwrap_or("-"),
+        report.tokens,
+        report.model.width
+    ));
+}

@@ -1,0 +1,12 @@
+//! One file per command: settings in, library calls, result out.
+
+pub(crate) mod config;
+pub(crate) mod data;
+pub(crate) mod doctor;
+pub(crate) mod eval;
+pub(crate) mod inspect;
+pub(crate) mod quantize;
+pub(crate) mod quickstart;
+pub(crate) mod sample;
+mod text;
+pub(crate) mod train;

@@ -1,0 +1,81 @@
+//! `quantize MODEL --scheme NAME`.
+
+use super::text::{Source, blocks};
+use crate::args::Quantize;
+use crate::failure::{Exit, Failure};
+use crate::output;
+use crate::progress;
+use crate::settings::Settings;
+use evenkeel::checkpoint;
+use evenkeel::data::{Dataset, SamplerSettings, TrainSampler};
+use evenkeel::model::Transformer;
+use evenkeel::quant::{self, QuantReport, Scheme};
+use std::sync::Arc;
+
+/// Sequences per calibration batch, as in the published recipe.
+const CALIBRATION_SEQUENCES: usize = 8;
+
+pub(crate) fn run(args: Quantize, settings: &Settings) -> Result<Exit, Failure> {
+    let scheme = Scheme::parse(&args.scheme)?;
+    let model = checkpoint::load_model(&args.model)?;
+    let dataset = Source::open(&args.text, &args.model, &model)?.stream("quantize")?;
+    if settings.dry_run {
+        output::line(&format!("would quantise {} parameters with {}", model.parameter_count(), scheme.name()));
+        return Ok(Exit::Done);
+    }
+    let report = quantise(&model, scheme, &dataset, args.calib_batches, settings)?;
+    if settings.json {
+        output::json(&report);
+    } else {
+        print(&report);
+    }
+    Ok(Exit::Done)
+}
+
+/// Calibrates on training text, evaluates on the validation text.
+pub(crate) fn quantise(
+    model: &Transformer,
+    scheme: Scheme,
+    dataset: &Arc<Dataset>,
+    calib_batches: usize,
+    settings: &Settings,
+) -> Result<QuantReport, Failure> {
+    let sampler = TrainSampler::new(
+        dataset.clone(),
+        SamplerSettings { context: model.config().context, batch_sequences: CALIBRATION_SEQUENCES, seed: 0 },
+    )?;
+    let calibration = sampler
+        .calibration(settings.seed.unwrap_or(0), calib_batches, CALIBRATION_SEQUENCES)
+        .collect::<Result<Vec<_>, _>>()?;
+    let bar = progress::bar(settings, 0, "quantising {bar:24} {pos}/{len} · {eta} left");
+    let report = quant::quantize(model, scheme, &calibration, blocks(dataset, model, None)?, &mut |done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+    })?;
+    bar.finish_and_clear();
+    Ok(report)
+}
+
+fn print(report: &QuantReport) {
+    let (f, q, s) = (&report.float, &report.quantized, &report.summary);
+    let mib = |bytes: u64| bytes as f64 / (1 << 20) as f64;
+    output::line(&format!("float       perplexity {:>9.3}   {:>8.2} MiB", f.perplexity, mib(f.bytes)));
+    output::line(&format!(
+        "{:11} perplexity {:>9.3}   {:>8.2} MiB   {:+.2}%",
+        report.scheme,
+        q.perplexity,
+        mib(q.bytes),
+        s.perplexity_increase_percent
+    ));
+    output::line(&format!("KL {:.5} nats, same most likely token {:.2}%", q.kl, 100.0 * q.top1_agreement));
+    let mut worst: Vec<_> = report.sites.iter().filter_map(|site| Some((site.error?, &site.site))).collect();
+    worst.sort_by(|a, b| b.0.total_cmp(&a.0));
+    output::line("largest relative errors:");
+    for (error, site) in worst.iter().take(5) {
+        output::line(&format!("  {:6.2}%  {site}", 100.0 * error));
+    }
+    output::line(&format!(
+        "calibrated on {} tokens, evaluated on {}; {} weight and {} activation quantisers",
+        s.calib_tokens, s.eval_tokens, s.weight_quantisers, s.activation_quantisers
+    ));
+}

@@ -1,0 +1,194 @@
+//! `train CONFIG`.
+
+use crate::args::Train;
+use crate::failure::{Exit, Failure};
+use crate::output;
+use crate::progress::TrainProgress;
+use crate::settings::Settings;
+use crate::signals;
+use evenkeel::checkpoint::CheckpointError;
+use evenkeel::config::RunConfig;
+use evenkeel::train::{
+    Control, Event, MemoryPlan, Outcome, RunDir, RunInfo, Trainer, open_data, plan_memory, resolve_vocab,
+};
+use serde_json::json;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+pub(crate) fn run(args: Train, settings: &Settings) -> Result<Exit, Failure> {
+    let mut config = RunConfig::load(&args.config, &settings.overrides)?;
+    if settings.dry_run {
+        let dataset = open_data(&config)?;
+        resolve_vocab(&mut config, &dataset)?;
+        print_plan(&plan_memory(&config)?, settings);
+        return Ok(Exit::Done);
+    }
+    let stem = args.config.file_stem().map_or("run".into(), |s| s.to_string_lossy().into_owned());
+    let root = args.out.unwrap_or_else(|| default_dir(&stem, config.train.seed));
+    let dir = RunDir::create(&root, args.resume || settings.force)?;
+    if settings.force && !args.resume {
+        dir.clear()?;
+    }
+    if !args.resume {
+        let text = std::fs::read_to_string(&args.config)
+            .map_err(|source| CheckpointError::Io { path: args.config.clone(), source })?;
+        dir.write("config.toml", &text)?;
+    }
+    let control = signals::listen(settings.quiet)?;
+    let run = execute(config, dir, args.resume, &stem, settings, &control)?;
+    report(&run, settings);
+    Ok(run.exit())
+}
+
+/// A finished, interrupted or diverged run.
+pub(crate) struct Run {
+    pub(crate) root: PathBuf,
+    pub(crate) outcome: Outcome,
+    pub(crate) trainer: Trainer,
+    pub(crate) tokens_per_sec: Option<f64>,
+    val_loss: Option<f64>,
+    train_loss: Option<f64>,
+}
+
+impl Run {
+    fn exit(&self) -> Exit {
+        match self.outcome {
+            Outcome::Finished => Exit::Done,
+            Outcome::Interrupted => Exit::Interrupted,
+            Outcome::Diverged(_) => Exit::No,
+        }
+    }
+
+    fn status(&self) -> &'static str {
+        match self.outcome {
+            Outcome::Finished => "finished",
+            Outcome::Interrupted => "interrupted",
+            Outcome::Diverged(_) => "diverged",
+        }
+    }
+
+    fn reason(&self) -> Option<String> {
+        match &self.outcome {
+            Outcome::Diverged(divergence) => Some(divergence.to_string()),
+            _ => None,
+        }
+    }
+}
+
+/// Runs to the end and keeps run.json true.
+pub(crate) fn execute(
+    config: RunConfig,
+    dir: RunDir,
+    resume: bool,
+    name: &str,
+    settings: &Settings,
+    control: &Control,
+) -> Result<Run, Failure> {
+    let steps = config.train.steps;
+    let mut trainer = Trainer::new(config, dir.clone(), resume)?;
+    if resume && trainer.step() == 0 && !settings.quiet {
+        output::note(&format!("{name}: no complete checkpoint to resume from, so it starts anew"));
+    }
+    let mut info = run_info(settings, trainer.step());
+    dir.write_info(&info)?;
+    let mut progress = TrainProgress::new(settings, name, steps);
+    let (mut rates, mut val_loss, mut train_loss) = (Vec::new(), None, None);
+    let outcome = trainer.run(control, &mut |event: Event| {
+        if let Event::Step { line, logged: true } = &event {
+            // The first line's time holds one step only, and starting up.
+            if line.step > 1 {
+                rates.extend(line.tokens_per_sec);
+            }
+            (train_loss, val_loss) = (line.train_loss, line.val_loss.or(val_loss));
+        }
+        progress.event(&event);
+    })?;
+    progress.finish();
+    rates.sort_by(f64::total_cmp);
+    let run = Run {
+        root: dir.root().to_path_buf(),
+        tokens_per_sec: rates.get(rates.len() / 2).copied(),
+        outcome,
+        val_loss,
+        train_loss,
+        trainer,
+    };
+    info.step = run.trainer.step();
+    info.status = run.status().into();
+    info.reason = run.reason();
+    dir.write_info(&info)?;
+    Ok(run)
+}
+
+fn report(run: &Run, settings: &Settings) {
+    let step = run.trainer.step();
+    if settings.json {
+        output::json(&json!({
+            "schema": 1,
+            "dir": run.root,
+            "status": run.status(),
+            "reason": run.reason(),
+            "step": step,
+            "train_loss": run.train_loss,
+            "val_loss": run.val_loss,
+            "tokens_per_sec": run.tokens_per_sec,
+        }));
+        return;
+    }
+    let loss = |l: Option<f64>| l.map_or("-".to_string(), |l| format!("{l:.4}"));
+    output::line(&format!("{} after {step} steps: {}", run.status(), run.root.display()));
+    if let Some(reason) = run.reason() {
+        output::line(&reason);
+    } else {
+        output::line(&format!("train loss {}, validation loss {}", loss(run.train_loss), loss(run.val_loss)));
+    }
+}
+
+fn print_plan(plan: &MemoryPlan, settings: &Settings) {
+    if settings.json {
+        output::json(&json!({"schema": 1, "plan": plan}));
+        return;
+    }
+    let total =
+        plan.weights_bytes + plan.gradients_bytes + plan.optimizer_bytes + plan.activations_bytes;
+    output::line(&format!("parameters   {:>14}", plan.parameters));
+    output::line(&format!("steps        {:>14}", plan.steps));
+    output::line(&format!("tokens       {:>14}", plan.tokens));
+    for (part, bytes) in [
+        ("weights", plan.weights_bytes),
+        ("gradients", plan.gradients_bytes),
+        ("optimizer", plan.optimizer_bytes),
+        ("activations", plan.activations_bytes),
+        ("memory", total),
+    ] {
+        output::line(&format!("{part:12} {:>10.1} MiB", bytes as f64 / (1 << 20) as f64));
+    }
+}
+
+/// What run.json says of this process.
+pub(crate) fn run_info(settings: &Settings, step: u64) -> RunInfo {
+    RunInfo {
+        schema: 1,
+        version: env!("CARGO_PKG_VERSION").into(),
+        revision: option_env!("EVENKEEL_REVISION").map(String::from),
+        host: host(),
+        device: format!("cpu ({})", evenkeel_kernels::isa::active().name()),
+        threads: settings.threads,
+        argv: std::env::args().collect(),
+        status: "running".into(),
+        step,
+        reason: None,
+    }
+}
+
+/// Operating system and architecture; no names of machines or people.
+pub(crate) fn host() -> String {
+    format!("{} {}", std::env::consts::OS, std::env::consts::ARCH)
+}
+
+/// runs/2026-11-23T1456-op-soap-s0
+fn default_dir(stem: &str, seed: u64) -> PathBuf {
+    let now = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
+    let stamp: String = now.chars().take(16).filter(|c| *c != ':').collect();
+    Path::new("runs").join(format!("{stamp}-{stem}-s{seed}"))
+}
