@@ -62,19 +62,24 @@ pub(crate) fn usage(e: &clap::Error) -> ExitCode {
     }
     if e.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
         let message = "a command is missing";
-        return Failure::input(message, "`evenkeel --help` lists the commands; `evenkeel quickstart` is the first to try").report();
+        return Failure::input(
+            message,
+            "`evenkeel --help` lists the commands; `evenkeel quickstart` is the first to try",
+        )
+        .report();
     }
     let rendered = e.to_string();
     let first: Vec<&str> = rendered.lines().take_while(|l| !l.trim().is_empty()).map(str::trim).collect();
     let message = first.join(" ");
     let message = message.strip_prefix("error: ").unwrap_or(&message).to_string();
-    let suggestion = [ContextKind::SuggestedArg, ContextKind::SuggestedSubcommand, ContextKind::SuggestedValue]
-        .into_iter()
-        .find_map(|kind| match e.get(kind) {
-            Some(ContextValue::String(s)) => Some(s.clone()),
-            Some(ContextValue::Strings(s)) => s.first().cloned(),
-            _ => None,
-        });
+    let suggestion =
+        [ContextKind::SuggestedArg, ContextKind::SuggestedSubcommand, ContextKind::SuggestedValue]
+            .into_iter()
+            .find_map(|kind| match e.get(kind) {
+                Some(ContextValue::String(s)) => Some(s.clone()),
+                Some(ContextValue::Strings(s)) => s.first().cloned(),
+                _ => None,
+            });
     let hint = match suggestion {
         Some(name) => format!("did you mean `{name}`?"),
         None => "add --help to the command to see what it takes".into(),

@@ -34,10 +34,9 @@ fn main() -> ExitCode {
 
 fn run(args: args::Args) -> Result<Exit, Failure> {
     let settings = settings::Settings::new(args.common)?;
-    rayon::ThreadPoolBuilder::new()
-        .num_threads(settings.threads)
-        .build_global()
-        .map_err(|e| Failure::input(format!("cannot start {} threads: {e}", settings.threads), "use fewer --threads"))?;
+    rayon::ThreadPoolBuilder::new().num_threads(settings.threads).build_global().map_err(|e| {
+        Failure::input(format!("cannot start {} threads: {e}", settings.threads), "use fewer --threads")
+    })?;
     match args.command {
         args::Command::Quickstart(a) => commands::quickstart::run(a, &settings),
         args::Command::Data(a) => commands::data::run(a, &settings),

@@ -23,12 +23,17 @@ impl Settings {
     pub(crate) fn new(common: Common) -> Result<Self, Failure> {
         if common.device != "cpu" {
             return Err(Failure::input(
-                format!("this version computes on the CPU only, so --device {} cannot be used", common.device),
+                format!(
+                    "this version computes on the CPU only, so --device {} cannot be used",
+                    common.device
+                ),
                 "leave --device out, or give --device cpu",
             ));
         }
         let threads = match common.threads {
-            Some(0) => return Err(Failure::input("--threads must be at least 1", "leave it out to use all cores")),
+            Some(0) => {
+                return Err(Failure::input("--threads must be at least 1", "leave it out to use all cores"));
+            }
             Some(n) => n,
             None => std::thread::available_parallelism().map_or(1, |n| n.get()),
         };

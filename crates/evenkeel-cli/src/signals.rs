@@ -3,8 +3,8 @@
 use crate::failure::Failure;
 use crate::output;
 use evenkeel::train::Control;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Listens for the rest of the program's life.
 pub(crate) fn listen(quiet: bool) -> Result<Control, Failure> {

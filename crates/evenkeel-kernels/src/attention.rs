@@ -162,8 +162,7 @@ pub fn backward(
     let (t, d, w) = (shape.tokens, shape.d_head, shape.width());
     let tasks = shape.sequences * shape.heads;
     let (mut dq, mut dk, mut dv) = (vec![0.0; n], vec![0.0; n], vec![0.0; n]);
-    let (shared_q, shared_k, shared_v) =
-        (Shared::new(&mut dq), Shared::new(&mut dk), Shared::new(&mut dv));
+    let (shared_q, shared_k, shared_v) = (Shared::new(&mut dq), Shared::new(&mut dk), Shared::new(&mut dv));
     let parts: Vec<(Vec<f64>, Vec<f64>)> = (0..tasks)
         .into_par_iter()
         .map_init(
@@ -212,14 +211,7 @@ pub fn backward(
                     gemm_serial(d_scores.t(), q_block, &mut dkn[..keys * d], d, Write::Add);
                     // SAFETY: the window is rows 0..keys of this task's own head.
                     unsafe {
-                        gemm_shared(
-                            probs.t(),
-                            d_out_block,
-                            &shared_v,
-                            shape.offset(task),
-                            w,
-                            Write::Add,
-                        );
+                        gemm_shared(probs.t(), d_out_block, &shared_v, shape.offset(task), w, Write::Add);
                     }
                 }
                 let mut gains = (Vec::new(), Vec::new());

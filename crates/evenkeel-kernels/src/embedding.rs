@@ -41,7 +41,7 @@ pub fn forward(
 /// # Panics
 /// If an id lies outside the table or sizes disagree.
 pub fn backward(dy: &[f32], ids: impl Fn(usize) -> usize + Sync, width: usize, table: &mut [f32]) {
-    assert!(width > 0 && dy.len() % width == 0);
+    assert!(width > 0 && dy.len().is_multiple_of(width));
     let rows = table.len() / width;
     let tokens = dy.len() / width;
     let shared = Shared::new(table);
@@ -52,8 +52,7 @@ pub fn backward(dy: &[f32], ids: impl Fn(usize) -> usize + Sync, width: usize, t
             let id = ids(t);
             assert!(id < rows, "token id outside the embedding table");
             // SAFETY: id < rows keeps the window inside the table, and only this piece touches these columns.
-            let target =
-                unsafe { std::slice::from_raw_parts_mut(shared.at(id * width + first), count) };
+            let target = unsafe { std::slice::from_raw_parts_mut(shared.at(id * width + first), count) };
             for (w, d) in target.iter_mut().zip(&dy[t * width + first..][..count]) {
                 *w += d;
             }

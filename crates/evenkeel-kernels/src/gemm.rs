@@ -92,13 +92,7 @@ pub fn gemm(a: View, b: View, c: &mut [f32], write: Write) {
 }
 
 /// As [`gemm`], then `epilogue(first_row, rows_of_c)` on each block of whole rows while it is in cache.
-pub fn gemm_then(
-    a: View,
-    b: View,
-    c: &mut [f32],
-    write: Write,
-    epilogue: impl Fn(usize, &mut [f32]) + Sync,
-) {
+pub fn gemm_then(a: View, b: View, c: &mut [f32], write: Write, epilogue: impl Fn(usize, &mut [f32]) + Sync) {
     let (m, n) = (a.rows, b.columns);
     assert_eq!(a.columns, b.rows, "inner dimensions must agree");
     assert_eq!(c.len(), m * n, "output must be rows * columns long");
@@ -143,8 +137,7 @@ pub unsafe fn gemm_shared(a: View, b: View, c: &Shared<f32>, offset: usize, c_st
         return;
     }
     // SAFETY: the caller promises an in-bounds window of its own.
-    let out =
-        unsafe { MatMut::from_raw_parts_mut(c.at(offset), a.rows, b.columns, c_stride as isize, 1) };
+    let out = unsafe { MatMut::from_raw_parts_mut(c.at(offset), a.rows, b.columns, c_stride as isize, 1) };
     multiply(a.faer(), b.faer(), out, write);
 }
 

@@ -49,12 +49,7 @@ pub fn detected() -> Isa {
 /// What `EVENKEEL_ISA` asks for: `None` if unset, `Some(Err(text))` if it names nothing we know.
 pub fn requested() -> Option<Result<Isa, String>> {
     let text = std::env::var("EVENKEEL_ISA").ok()?;
-    Some(
-        [Isa::Portable, Isa::Avx2, Isa::Avx512]
-            .into_iter()
-            .find(|isa| isa.name() == text)
-            .ok_or(text),
-    )
+    Some([Isa::Portable, Isa::Avx2, Isa::Avx512].into_iter().find(|isa| isa.name() == text).ok_or(text))
 }
 
 /// The instruction set in use. Never above [`detected`].

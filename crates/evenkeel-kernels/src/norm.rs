@@ -41,7 +41,7 @@ pub fn forward(
     eps: f32,
     y: &mut [f32],
 ) -> RowScale {
-    assert!(width > 0 && x.len() == y.len() && x.len() % width == 0);
+    assert!(width > 0 && x.len() == y.len() && x.len().is_multiple_of(width));
     assert!(gain.is_none_or(|g| g.len() == width) && bias.is_none_or(|b| b.len() == width));
     let rows = x.len() / width;
     let mut scale = RowScale { mean: vec![0.0; rows], rstd: vec![0.0; rows] };

@@ -17,7 +17,7 @@ pub struct ChannelSums {
 /// # Panics
 /// If `width` is 0 or does not divide the length.
 pub fn channel_sums(x: &[f32], width: usize) -> ChannelSums {
-    assert!(width > 0 && x.len() % width == 0);
+    assert!(width > 0 && x.len().is_multiple_of(width));
     // 256 rows per piece: float32 sums of so few squares lose nothing that float64 would notice at 1e-6.
     let parts = map_row_pieces(x.len() / width, width, 256 * width, |first, rows| {
         let mut squares = vec![0.0f32; width];
@@ -58,7 +58,7 @@ multiversion! {
 /// # Panics
 /// If `width` is 0 or does not divide the length.
 pub fn max_median_sums(x: &[f32], width: usize) -> (f64, u64, u64) {
-    assert!(width > 0 && x.len() % width == 0);
+    assert!(width > 0 && x.len().is_multiple_of(width));
     let parts = map_row_pieces(x.len() / width, width, 16 * 1024, |first, rows| {
         let mut magnitudes = vec![0.0f32; width];
         let (mut sum, mut counted, mut skipped) = (0.0f64, 0u64, 0u64);
@@ -67,8 +67,7 @@ pub fn max_median_sums(x: &[f32], width: usize) -> (f64, u64, u64) {
                 *m = v.abs();
             }
             // The lower median: entry (d - 1) / 2 of the sorted magnitudes. Its right part holds the maximum.
-            let (_, &mut median, above) =
-                magnitudes.select_nth_unstable_by((width - 1) / 2, f32::total_cmp);
+            let (_, &mut median, above) = magnitudes.select_nth_unstable_by((width - 1) / 2, f32::total_cmp);
             if median == 0.0 {
                 skipped += 1;
             } else {

@@ -24,9 +24,7 @@ pub fn for_row_pieces<T: Send>(
         return;
     }
     let rows = rows_per_piece(columns, target);
-    out.par_chunks_mut(rows * columns)
-        .enumerate()
-        .for_each(|(i, piece)| f(i * rows, piece));
+    out.par_chunks_mut(rows * columns).enumerate().for_each(|(i, piece)| f(i * rows, piece));
 }
 
 /// Runs `f(first_row, row_count)` over `rows` rows of `columns` columns and returns the pieces' results
@@ -38,10 +36,7 @@ pub fn map_row_pieces<R: Send>(
     f: impl Fn(usize, usize) -> R + Sync,
 ) -> Vec<R> {
     let step = rows_per_piece(columns, target);
-    (0..rows.div_ceil(step))
-        .into_par_iter()
-        .map(|i| f(i * step, step.min(rows - i * step)))
-        .collect()
+    (0..rows.div_ceil(step)).into_par_iter().map(|i| f(i * step, step.min(rows - i * step))).collect()
 }
 
 /// Sums vectors of equal length in their order, into the first.
@@ -69,10 +64,7 @@ unsafe impl<T: Send> Send for Shared<T> {}
 impl<T> Shared<T> {
     /// Borrows `slice` for the lifetime of the parallel region that uses the result.
     pub fn new(slice: &mut [T]) -> Self {
-        Self {
-            start: slice.as_mut_ptr(),
-            length: slice.len(),
-        }
+        Self { start: slice.as_mut_ptr(), length: slice.len() }
     }
 
     /// A pointer to element `offset`.

@@ -39,10 +39,8 @@ pub fn head_cross_entropy(
     let weight_view = View::new(weight, vocab, width);
     let mut logits = vec![0.0; ROWS.min(rows) * vocab];
     let mut losses = vec![0.0f32; rows];
-    let mut gradients = want_gradients.then(|| HeadGradients {
-        x: vec![0.0; x.len()],
-        weight: vec![0.0; weight.len()],
-    });
+    let mut gradients =
+        want_gradients.then(|| HeadGradients { x: vec![0.0; x.len()], weight: vec![0.0; weight.len()] });
     let inv_rows = 1.0 / rows as f32;
     for (chunk, losses) in losses.chunks_mut(ROWS).enumerate() {
         let first = chunk * ROWS;
@@ -51,13 +49,11 @@ pub fn head_cross_entropy(
         let x_view = View::new(&x[first * width..(first + count) * width], count, width);
         gemm_then(x_view, weight_view.t(), logits, Write::Replace, |_, _| {});
         let targets = &targets[first..first + count];
-        logits
-            .par_chunks_mut(vocab)
-            .zip(losses.par_iter_mut())
-            .zip(targets)
-            .for_each(|((row, loss), &target)| {
+        logits.par_chunks_mut(vocab).zip(losses.par_iter_mut()).zip(targets).for_each(
+            |((row, loss), &target)| {
                 *loss = loss_row(row, target as usize, inv_rows, want_gradients);
-            });
+            },
+        );
         if let Some(g) = &mut gradients {
             let dlogits = View::new(logits, count, vocab);
             let dx = &mut g.x[first * width..(first + count) * width];

@@ -78,7 +78,8 @@ impl Hint for ConfigError {
     fn hint(&self) -> String {
         match self {
             ConfigError::Read { .. } => {
-                "give the path of a TOML file; `evenkeel config show op > my.toml` writes one to start from".into()
+                "give the path of a TOML file; `evenkeel config show op > my.toml` writes one to start from"
+                    .into()
             }
             ConfigError::Syntax { .. } => {
                 "strings need quotes, tables are [model], [data], [optim], [train], [telemetry]".into()
@@ -313,16 +314,12 @@ impl RunConfig {
                 return refuse(&format!("optim.{key} must be a number of at least 0, not {value}"));
             }
         }
-        for (key, value) in
-            [("warmup_fraction", o.warmup_fraction), ("final_fraction", o.final_fraction)]
-        {
+        for (key, value) in [("warmup_fraction", o.warmup_fraction), ("final_fraction", o.final_fraction)] {
             if !(0.0..=1.0).contains(&value) {
                 return refuse(&format!("optim.{key} must lie between 0 and 1, not {value}"));
             }
         }
-        for patterns in
-            std::iter::once(&self.telemetry.sites).chain(o.group.iter().map(|g| &g.patterns))
-        {
+        for patterns in std::iter::once(&self.telemetry.sites).chain(o.group.iter().map(|g| &g.patterns)) {
             NameFilter::new(patterns).map_err(|e| ConfigError::Value { problem: e.to_string() })?;
         }
         Ok(())
@@ -353,10 +350,7 @@ impl Override {
     /// From a key and the text of a value.
     pub fn new(key: &str, value: &str) -> Self {
         let parsed = format!("v = {value}").parse::<Table>().ok().and_then(|mut t| t.remove("v"));
-        Self {
-            key: key.to_string(),
-            value: parsed.unwrap_or_else(|| Value::String(value.to_string())),
-        }
+        Self { key: key.to_string(), value: parsed.unwrap_or_else(|| Value::String(value.to_string())) }
     }
 
     /// From the environment variables `EVENKEEL_SET_<SECTION>__<KEY>`, in order of their names.

@@ -55,10 +55,7 @@ pub struct InspectReport {
 ///
 /// # Errors
 /// If a batch does not fit the model.
-pub fn inspect(
-    model: &Transformer,
-    batches: impl Iterator<Item = Result<Batch>>,
-) -> Result<InspectReport> {
+pub fn inspect(model: &Transformer, batches: impl Iterator<Item = Result<Batch>>) -> Result<InspectReport> {
     let mut tap = Ordered { inner: MetricsTap::new(None), order: Vec::new() };
     let mut tokens = 0;
     for batch in batches {

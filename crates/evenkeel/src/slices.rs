@@ -89,14 +89,14 @@ pub fn with_slice_mut<R>(tensor: &Tensor, f: impl FnOnce(&mut [f32]) -> Result<R
     }
 }
 
+/// What runs on several tensors' elements.
+type Body<'a, R> = Box<dyn FnOnce(&mut [&mut [f32]]) -> Result<R> + 'a>;
+
 /// Runs `f` on several tensors' elements at once, in place.
 ///
 /// # Errors
 /// As [`with_slice_mut`]; and if two of the tensors share a storage, which would lock it twice.
-pub fn with_slices_mut<R>(
-    tensors: &[&Tensor],
-    f: impl FnOnce(&mut [&mut [f32]]) -> Result<R>,
-) -> Result<R> {
+pub fn with_slices_mut<R>(tensors: &[&Tensor], f: impl FnOnce(&mut [&mut [f32]]) -> Result<R>) -> Result<R> {
     for (i, a) in tensors.iter().enumerate() {
         let storage: *const Storage = &*a.storage_and_layout().0;
         if tensors[..i].iter().any(|b| std::ptr::eq(storage, &*b.storage_and_layout().0)) {
@@ -106,7 +106,7 @@ pub fn with_slices_mut<R>(
     fn nest<'a, R>(
         tensors: &[&Tensor],
         held: Vec<&'a mut [f32]>,
-        f: Box<dyn FnOnce(&mut [&mut [f32]]) -> Result<R> + '_>,
+        f: Body<'_, R>,
     ) -> Result<R> {
         let mut held = held;
         match tensors.split_first() {

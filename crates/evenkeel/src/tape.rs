@@ -201,11 +201,8 @@ impl Tape {
             bail!("backward was asked of a value that is not on the tape");
         };
         let record = record.into_inner();
-        let mut sink = Sink {
-            activations: record.slots.iter().map(|_| None).collect(),
-            slots: record.slots,
-            gradients,
-        };
+        let mut sink =
+            Sink { activations: record.slots.iter().map(|_| None).collect(), slots: record.slots, gradients };
         sink.activations[slot] = Some((loss.tensor.ones_like()? * seed)?);
         for (output, backward) in record.nodes.into_iter().rev() {
             if let Some(dy) = sink.activations[output].take() {
@@ -265,11 +262,7 @@ impl Sink<'_> {
     ///
     /// # Errors
     /// What `f` returns. Float32 on the CPU only.
-    pub fn write(
-        &mut self,
-        value: &Value,
-        f: impl FnOnce(&mut [f32], bool) -> Result<()>,
-    ) -> Result<()> {
+    pub fn write(&mut self, value: &Value, f: impl FnOnce(&mut [f32], bool) -> Result<()>) -> Result<()> {
         let Some(slot) = value.slot else { return Ok(()) };
         match self.slots[slot] {
             Slot::Parameter(index) => {

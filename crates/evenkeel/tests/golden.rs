@@ -102,7 +102,10 @@ fn ten_steps(mut config: ModelConfig, file: &str) {
         // Later steps: a ReLU input within rounding of zero may fall on either side, which moves the norm by
         // a few 1e-4 though it does not move the loss.
         let tolerance = if step == 0 { 1e-5 } else { 5e-4 };
-        assert!((norm - want_norm).abs() < tolerance * want_norm, "{file}: gradient norm of step {step} is {norm}, not {want_norm}");
+        assert!(
+            (norm - want_norm).abs() < tolerance * want_norm,
+            "{file}: gradient norm of step {step} is {norm}, not {want_norm}"
+        );
         optim::clip(gradients.all(), norm, 1.0).unwrap();
         let mut slots: Vec<Slot> = model
             .parameters()
@@ -192,13 +195,18 @@ fn soap_follows_the_float64_trace() {
 #[test]
 fn weight_quantisers_pick_the_same_integers() {
     let all = golden("quantisers.safetensors");
-    let cases: Vec<String> = part(&all, "w.").keys().filter_map(|k| Some(k.strip_suffix(".x")?.to_string())).collect();
+    let cases: Vec<String> =
+        part(&all, "w.").keys().filter_map(|k| Some(k.strip_suffix(".x")?.to_string())).collect();
     assert!(cases.len() >= 8);
     for case in cases {
         let x: Vec<f32> = floats(&all[&format!("w.{case}.x")]).iter().map(|&v| v as f32).collect();
         let q = mse_symmetric(&case, &x).unwrap();
         let scale = floats(&all[&format!("w.{case}.scale")])[0];
-        assert!((q.grid().scale as f64 - scale).abs() <= 1e-7 * scale, "{case}: scale {} not {scale}", q.scale);
+        assert!(
+            (q.grid().scale as f64 - scale).abs() <= 1e-7 * scale,
+            "{case}: scale {} not {scale}",
+            q.scale
+        );
         check_integers(&case, &x, q, &all, "w");
     }
 }
@@ -224,7 +232,11 @@ fn activation_quantisers_pick_the_same_integers() {
         let (a, b) = range.range().unwrap();
         let q = Quantiser::asymmetric(a, b);
         let scale = floats(&all[&format!("a.{case}.scale")])[0];
-        assert!((q.grid().scale as f64 - scale).abs() <= 1e-7 * scale, "{case}: scale {} not {scale}", q.scale);
+        assert!(
+            (q.grid().scale as f64 - scale).abs() <= 1e-7 * scale,
+            "{case}: scale {} not {scale}",
+            q.scale
+        );
         assert_eq!(q.zero_point as f64, floats(&all[&format!("a.{case}.zero")])[0], "{case}");
         check_integers(&case, &last, q, &all, "a");
     }

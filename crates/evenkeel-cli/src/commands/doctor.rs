@@ -30,9 +30,18 @@ pub(crate) fn run(settings: &Settings) -> Result<Exit, Failure> {
         output::json(&report);
         return Ok(Exit::Done);
     }
-    output::line(&format!("evenkeel {} on {} {}", env!("CARGO_PKG_VERSION"), std::env::consts::OS, std::env::consts::ARCH));
+    output::line(&format!(
+        "evenkeel {} on {} {}",
+        env!("CARGO_PKG_VERSION"),
+        std::env::consts::OS,
+        std::env::consts::ARCH
+    ));
     output::line(&format!("threads       {} of {} cores", settings.threads, report["cores"]));
-    output::line(&format!("instructions  {} (this machine has {})", isa::active().name(), isa::detected().name()));
+    output::line(&format!(
+        "instructions  {} (this machine has {})",
+        isa::active().name(),
+        isa::detected().name()
+    ));
     output::line("device        cpu, float32");
     output::line(&match registry {
         Some(path) => format!("quickstart    crate sources under {}", path.display()),

@@ -16,12 +16,8 @@ pub(crate) fn run(args: Inspect, settings: &Settings) -> Result<Exit, Failure> {
     let (report, first) = match Source::open(&args.text, &args.model, &model)? {
         Source::Ids(batch) => {
             let context = batch.ids.len() / batch.sequences;
-            let one = Batch {
-                inputs: batch.ids.clone(),
-                targets: batch.ids,
-                sequences: batch.sequences,
-                context,
-            };
+            let one =
+                Batch { inputs: batch.ids.clone(), targets: batch.ids, sequences: batch.sequences, context };
             (inspect::inspect(&model, std::iter::once(Ok(one.clone())))?, Some(one))
         }
         Source::Stream(dataset) => {
@@ -63,7 +59,10 @@ impl Limit {
         match parsed {
             Some((metric, value)) if METRICS.contains(&metric) => Ok(Self { metric: metric.into(), value }),
             _ => Err(Failure::input(
-                format!("--fail-above {text} is not of the form METRIC=VALUE with METRIC one of {}", METRICS.join(", ")),
+                format!(
+                    "--fail-above {text} is not of the form METRIC=VALUE with METRIC one of {}",
+                    METRICS.join(", ")
+                ),
                 "write for example --fail-above kurtosis=10",
             )),
         }

@@ -20,7 +20,11 @@ pub(crate) fn run(args: Quantize, settings: &Settings) -> Result<Exit, Failure> 
     let model = checkpoint::load_model(&args.model)?;
     let dataset = Source::open(&args.text, &args.model, &model)?.stream("quantize")?;
     if settings.dry_run {
-        output::line(&format!("would quantise {} parameters with {}", model.parameter_count(), scheme.name()));
+        output::line(&format!(
+            "would quantise {} parameters with {}",
+            model.parameter_count(),
+            scheme.name()
+        ));
         return Ok(Exit::Done);
     }
     let report = quantise(&model, scheme, &dataset, args.calib_batches, settings)?;
@@ -48,10 +52,11 @@ pub(crate) fn quantise(
         .calibration(settings.seed.unwrap_or(0), calib_batches, CALIBRATION_SEQUENCES)
         .collect::<Result<Vec<_>, _>>()?;
     let bar = progress::bar(settings, 0, "quantising {bar:24} {pos}/{len} · {eta} left");
-    let report = quant::quantize(model, scheme, &calibration, blocks(dataset, model, None)?, &mut |done, total| {
-        bar.set_length(total);
-        bar.set_position(done);
-    })?;
+    let report =
+        quant::quantize(model, scheme, &calibration, blocks(dataset, model, None)?, &mut |done, total| {
+            bar.set_length(total);
+            bar.set_position(done);
+        })?;
     bar.finish_and_clear();
     Ok(report)
 }

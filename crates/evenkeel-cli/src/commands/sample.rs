@@ -13,7 +13,10 @@ pub(crate) fn run(args: Sample, settings: &Settings) -> Result<Exit, Failure> {
     let range = |ok: bool, message: &str| {
         if ok { Ok(()) } else { Err(Failure::input(message, "`evenkeel sample --help` gives the defaults")) }
     };
-    range(args.temperature.is_finite() && args.temperature >= 0.0, "--temperature must be a number of at least 0")?;
+    range(
+        args.temperature.is_finite() && args.temperature >= 0.0,
+        "--temperature must be a number of at least 0",
+    )?;
     range(args.top_p > 0.0 && args.top_p <= 1.0, "--top-p must lie above 0 and be at most 1")?;
     let model = checkpoint::load_model(&args.model)?;
     let tokenizer = tokenizer(&args.model)?;

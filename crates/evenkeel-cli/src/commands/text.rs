@@ -91,8 +91,8 @@ pub(crate) fn tokenizer(model_path: &Path) -> Result<Tokenizer, Failure> {
 
 fn read_ids(path: &Path) -> Result<Ids, Failure> {
     let hint = "write a JSON array of arrays of token ids, all of one length, such as [[1,2,3],[4,5,6]]";
-    let bytes = std::fs::read(path)
-        .map_err(|source| CheckpointError::Io { path: path.to_path_buf(), source })?;
+    let bytes =
+        std::fs::read(path).map_err(|source| CheckpointError::Io { path: path.to_path_buf(), source })?;
     let rows: Vec<Vec<u32>> = serde_json::from_slice(&bytes).map_err(|e| {
         Failure::input(format!("{} is not an array of arrays of token ids: {e}", path.display()), hint)
     })?;

@@ -149,8 +149,7 @@ fn print_plan(plan: &MemoryPlan, settings: &Settings) {
         output::json(&json!({"schema": 1, "plan": plan}));
         return;
     }
-    let total =
-        plan.weights_bytes + plan.gradients_bytes + plan.optimizer_bytes + plan.activations_bytes;
+    let total = plan.weights_bytes + plan.gradients_bytes + plan.optimizer_bytes + plan.activations_bytes;
     output::line(&format!("parameters   {:>14}", plan.parameters));
     output::line(&format!("steps        {:>14}", plan.steps));
     output::line(&format!("tokens       {:>14}", plan.tokens));

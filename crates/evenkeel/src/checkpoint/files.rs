@@ -1,9 +1,8 @@
-//! Files that are whole or not there: written beside their place, synced, renamed.
+//! Reading and writing the files of runs and checkpoints, with errors that name them.
 
 use super::{CheckpointError, Result};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::io::Write;
 use std::path::Path;
 
 fn io(path: &Path) -> impl Fn(std::io::Error) -> CheckpointError + '_ {
@@ -15,12 +14,7 @@ fn io(path: &Path) -> impl Fn(std::io::Error) -> CheckpointError + '_ {
 /// # Errors
 /// If the disk refuses.
 pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    let dir = path.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(dir).map_err(io(path))?;
-    file.write_all(bytes).map_err(io(path))?;
-    file.as_file().sync_all().map_err(io(path))?;
-    file.persist(path).map_err(|e| io(path)(e.error))?;
-    Ok(())
+    crate::files::write(path, bytes).map_err(io(path))
 }
 
 /// Writes `value` as indented JSON, atomically.

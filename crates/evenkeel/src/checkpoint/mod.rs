@@ -256,7 +256,8 @@ fn load_config(dir: &Path) -> Result<ModelConfig> {
     if found != MODEL_TYPE {
         return Err(CheckpointError::UnknownArchitecture { path, found });
     }
-    let damaged = |e: serde_json::Error| CheckpointError::Damaged { path: path.clone(), problem: e.to_string() };
+    let damaged =
+        |e: serde_json::Error| CheckpointError::Damaged { path: path.clone(), problem: e.to_string() };
     let file: ConfigFile = serde_json::from_value(value).map_err(damaged)?;
     serde_json::from_value(file.model).map_err(damaged)
 }

@@ -26,7 +26,10 @@ pub fn write_tensors(path: &Path, tensors: &BTreeMap<String, Tensor>) -> Result<
     let views = bytes
         .iter()
         .map(|(name, dtype, shape, data)| {
-            Ok((name.as_str(), TensorView::new(*dtype, shape.clone(), data).map_err(|e| damaged(e.to_string()))?))
+            Ok((
+                name.as_str(),
+                TensorView::new(*dtype, shape.clone(), data).map_err(|e| damaged(e.to_string()))?,
+            ))
         })
         .collect::<Result<Vec<_>>>()?;
     let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
@@ -45,13 +48,19 @@ pub fn read_tensors(path: &Path) -> Result<BTreeMap<String, Tensor>> {
     let mut tensors = BTreeMap::new();
     for (name, view) in file.tensors() {
         let tensor = match view.dtype() {
-            Dtype::F32 => Tensor::from_vec(numbers(view.data(), f32::from_le_bytes), view.shape(), &Device::Cpu)?,
-            Dtype::I64 => Tensor::from_vec(numbers(view.data(), i64::from_le_bytes), view.shape(), &Device::Cpu)?,
+            Dtype::F32 => {
+                Tensor::from_vec(numbers(view.data(), f32::from_le_bytes), view.shape(), &Device::Cpu)?
+            }
+            Dtype::I64 => {
+                Tensor::from_vec(numbers(view.data(), i64::from_le_bytes), view.shape(), &Device::Cpu)?
+            }
             Dtype::I32 => {
                 let wide = numbers(view.data(), i32::from_le_bytes).into_iter().map(i64::from).collect();
                 Tensor::from_vec::<_, i64>(wide, view.shape(), &Device::Cpu)?
             }
-            Dtype::F64 => Tensor::from_vec(numbers(view.data(), f64::from_le_bytes), view.shape(), &Device::Cpu)?,
+            Dtype::F64 => {
+                Tensor::from_vec(numbers(view.data(), f64::from_le_bytes), view.shape(), &Device::Cpu)?
+            }
             other => return Err(damaged(format!("tensor {name} has dtype {other:?}, which is not read"))),
         };
         tensors.insert(name, tensor);

@@ -9,7 +9,6 @@
 //!
 //! Nothing here knows of tensors: batches are plain `Vec<u32>`, row-major.
 
-pub mod atomic;
 pub mod corpus;
 pub mod dataset;
 pub mod error;

@@ -8,7 +8,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::atomic;
+use crate::files;
 use super::dataset::{DATA_JSON, Split, SplitCounts, shard_paths};
 use super::error::DataError;
 use super::shards::{ShardWriter, TokenDtype};
@@ -124,12 +124,12 @@ impl Staging {
         let into_existing = out.is_dir();
         // Inside a folder that exists, since that may be a mount point of its own.
         let path = if into_existing {
-            atomic::partial_name(&out.join("data"))
+            files::partial_name(&out.join("data"))
         } else {
             if let Some(parent) = out.parent() {
                 fs::create_dir_all(parent).map_err(DataError::io("create", parent))?;
             }
-            atomic::partial_name(out)
+            files::partial_name(out)
         };
         let _ = fs::remove_dir_all(&path);
         fs::create_dir(&path).map_err(DataError::io("create", &path))?;
@@ -149,7 +149,7 @@ impl Staging {
         let out = &self.out;
         if !self.into_existing {
             fs::rename(&self.path, out).map_err(DataError::io("write", out))?;
-            atomic::sync_folder_of(out);
+            files::sync_folder_of(out);
             return Ok(());
         }
         // The description goes first and comes last, so that it never describes other shards.
@@ -172,7 +172,7 @@ impl Staging {
             let to = out.join(from.file_name().unwrap_or_default());
             fs::rename(&from, &to).map_err(DataError::io("write", &to))?;
         }
-        atomic::sync_folder_of(&out.join(DATA_JSON));
+        files::sync_folder_of(&out.join(DATA_JSON));
         Ok(())
     }
 }

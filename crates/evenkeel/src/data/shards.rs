@@ -18,7 +18,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use super::atomic::AtomicFile;
+use crate::files::AtomicFile;
 use super::error::DataError;
 
 /// Length of the header in bytes.
@@ -99,8 +99,8 @@ impl ShardWriter {
     /// # Errors
     /// [`DataError::Io`].
     pub fn create(path: &Path, dtype: TokenDtype) -> Result<Self, DataError> {
-        let mut file = AtomicFile::create(path)?;
-        file.write(&[0; HEADER_BYTES])?;
+        let mut file = AtomicFile::create(path).map_err(DataError::io("create", path))?;
+        file.write(&[0; HEADER_BYTES]).map_err(DataError::io("write", path))?;
         Ok(Self { file, dtype, tokens: 0, buffer: Vec::new() })
     }
 
@@ -137,7 +137,7 @@ impl ShardWriter {
             }
             TokenDtype::Uint32 => self.buffer.extend(ids.iter().flat_map(|id| id.to_le_bytes())),
         }
-        self.file.write(&self.buffer)?;
+        self.file.write(&self.buffer).map_err(DataError::io("write", self.file.path()))?;
         self.tokens = tokens;
         Ok(())
     }
@@ -153,8 +153,9 @@ impl ShardWriter {
         for (bytes, field) in header.chunks_exact_mut(4).zip(fields) {
             bytes.copy_from_slice(&field.to_le_bytes());
         }
-        self.file.rewrite_start(&header)?;
-        self.file.persist()?;
+        let path = self.file.path().to_path_buf();
+        self.file.rewrite_start(&header).map_err(DataError::io("write", &path))?;
+        self.file.persist().map_err(DataError::io("write", &path))?;
         Ok(self.tokens)
     }
 }

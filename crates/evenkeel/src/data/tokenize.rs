@@ -12,7 +12,7 @@ use std::borrow::Cow;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::atomic;
+use crate::files;
 use super::corpus::{Corpus, CorpusSettings, DEFAULT_TEXT_KEY, Document, Found, SkipReason, Skipped};
 use super::dataset::{DATA_JSON, DataJson, SCHEMA, SourceCounts, Split};
 use super::error::DataError;
@@ -487,7 +487,8 @@ fn run(
         path: settings.out.join(DATA_JSON),
         reason: error.to_string(),
     })?;
-    atomic::write(&staging.path().join(DATA_JSON), (text + "\n").as_bytes())?;
+    let path = staging.path().join(DATA_JSON);
+    files::write(&path, (text + "\n").as_bytes()).map_err(DataError::io("write", &path))?;
     staging.install()?;
     Ok(TokenizeReport {
         summary: inspect(&settings.out, SAMPLE_TOKENS)?,

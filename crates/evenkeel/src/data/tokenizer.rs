@@ -24,7 +24,7 @@ use tokenizers::{
     AddedToken, DecoderWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper, TokenizerImpl,
 };
 
-use super::atomic;
+use crate::files;
 use super::error::DataError;
 
 /// The token between documents.
@@ -280,7 +280,8 @@ impl Tokenizer {
     /// # Errors
     /// [`DataError::Io`].
     pub fn save(&self, dir: &Path) -> Result<(), DataError> {
-        atomic::write(&dir.join("tokenizer.json"), self.to_json().as_bytes())
+        let path = dir.join("tokenizer.json");
+        files::write(&path, self.to_json().as_bytes()).map_err(DataError::io("write", &path))
     }
 }
 

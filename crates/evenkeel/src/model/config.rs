@@ -224,7 +224,7 @@ impl ModelConfig {
                 return refuse(key, "must be at least 1".into());
             }
         }
-        if self.width % self.heads != 0 {
+        if !self.width.is_multiple_of(self.heads) {
             return refuse(
                 "heads",
                 format!("must divide width, and {} does not divide {}", self.heads, self.width),

@@ -1,8 +1,6 @@
 //! Named settings of one block: final names, used in configs, run names and reports.
 
-use super::config::{
-    Beta, BetaRule, Init, ModelConfig, Norm, NormPosition, Positions, Projection, QkNorm,
-};
+use super::config::{Beta, BetaRule, Init, ModelConfig, Norm, NormPosition, Positions, Projection, QkNorm};
 use crate::ops::Activation;
 
 /// A preset's name and what it is, one line each.

@@ -12,6 +12,9 @@ use candle_core::{Result as CandleResult, Tensor};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
+/// Names and shapes of parameters, in order.
+pub(super) type Shapes = Vec<(String, Vec<usize>)>;
+
 /// A matrix with an optional bias.
 #[derive(Clone, Debug)]
 struct Linear {
@@ -91,14 +94,11 @@ impl Transformer {
     ///
     /// # Errors
     /// If the configuration makes no network.
-    pub fn shapes(config: ModelConfig) -> Result<Vec<(String, Vec<usize>)>, ModelError> {
+    pub fn shapes(config: ModelConfig) -> Result<Shapes, ModelError> {
         Self::build(config, Source::Shapes).map(|(_, shapes)| shapes)
     }
 
-    fn build(
-        config: ModelConfig,
-        source: Source,
-    ) -> Result<(Self, Vec<(String, Vec<usize>)>), ModelError> {
+    fn build(config: ModelConfig, source: Source) -> Result<(Self, Shapes), ModelError> {
         config.validate()?;
         let c = &config;
         let (d, f, v) = (c.width, c.hidden(), c.vocab);

@@ -76,8 +76,9 @@ pub fn attention(
     let mut out = vec![0.0; q.tensor().elem_count()];
     let lse = {
         let (qs, ks, vs) = (slice(q.tensor())?, slice(k.tensor())?, slice(v.tensor())?);
-        let guards =
-            gains.as_ref().map(|(a, b)| Ok::<_, candle_core::Error>((slice(a.tensor())?, slice(b.tensor())?)));
+        let guards = gains
+            .as_ref()
+            .map(|(a, b)| Ok::<_, candle_core::Error>((slice(a.tensor())?, slice(b.tensor())?)));
         let guards = guards.transpose()?;
         let norm = guards.as_ref().map(|(a, b)| QkNorm { q_gain: a, k_gain: b, eps });
         kernel::forward(shape, &qs, &ks, &vs, norm, &mut out)
@@ -144,7 +145,8 @@ pub fn attention_composed(
         let scores = (q.matmul(&k.t()?.contiguous()?)? * (1.0 / (d_head as f64).sqrt()))?;
         let mut scores = inner(Inner::Scores, scores)?;
         if spec.causal {
-            scores = scores.broadcast_add(&causal_mask(tokens, scores.dtype())?.to_device(scores.device())?)?;
+            scores =
+                scores.broadcast_add(&causal_mask(tokens, scores.dtype())?.to_device(scores.device())?)?;
         }
         let peak = scores.max_keepdim(D::Minus1)?.detach();
         let exp = scores.broadcast_sub(&peak)?.exp()?;

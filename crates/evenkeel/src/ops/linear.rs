@@ -139,12 +139,7 @@ pub fn linear(
     }))
 }
 
-fn composed(
-    x: &Tensor,
-    weight: &Tensor,
-    bias: Option<&Tensor>,
-    act: Option<Activation>,
-) -> Result<Tensor> {
+fn composed(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, act: Option<Activation>) -> Result<Tensor> {
     let (rows, d_in) = flat(x)?;
     let mut y = x.reshape((rows, d_in))?.matmul(&weight.t()?)?;
     if let Some(bias) = bias {

@@ -68,12 +68,7 @@ pub fn norm(
     }))
 }
 
-fn composed(
-    x: &Tensor,
-    gain: Option<&Tensor>,
-    bias: Option<&Tensor>,
-    spec: NormSpec,
-) -> Result<Tensor> {
+fn composed(x: &Tensor, gain: Option<&Tensor>, bias: Option<&Tensor>, spec: NormSpec) -> Result<Tensor> {
     let centred = if spec.centred { x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)? } else { x.clone() };
     let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
     let mut y = centred.broadcast_div(&(variance + spec.eps)?.sqrt()?)?;

@@ -43,8 +43,10 @@ pub fn assign<'a>(
     weight_decay: f64,
     exceptions: &[GroupConfig],
 ) -> Result<Vec<Group>, BadPattern> {
-    let compiled: Vec<(NameFilter, &GroupConfig)> =
-        exceptions.iter().map(|e| Ok((NameFilter::new(&e.patterns)?, e))).collect::<Result<_, BadPattern>>()?;
+    let compiled: Vec<(NameFilter, &GroupConfig)> = exceptions
+        .iter()
+        .map(|e| Ok((NameFilter::new(&e.patterns)?, e)))
+        .collect::<Result<_, BadPattern>>()?;
     Ok(parameters
         .into_iter()
         .map(|(name, axes)| {

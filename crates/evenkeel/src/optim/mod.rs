@@ -137,9 +137,7 @@ impl OptimConfig {
     /// The optimiser that this describes.
     pub fn build(&self) -> Box<dyn Optimizer> {
         match self.name {
-            OptimizerName::Adamw => {
-                Box::new(AdamW { beta1: self.beta1, beta2: self.beta2, eps: self.eps })
-            }
+            OptimizerName::Adamw => Box::new(AdamW { beta1: self.beta1, beta2: self.beta2, eps: self.eps }),
             OptimizerName::Soap => Box::new(Soap {
                 beta1: self.beta1,
                 beta2: self.beta2,

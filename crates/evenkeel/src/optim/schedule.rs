@@ -52,13 +52,8 @@ mod tests {
 
     #[test]
     fn rates_at_known_steps() {
-        let s = Schedule {
-            kind: ScheduleKind::Linear,
-            peak: 1.0,
-            warmup: 10,
-            steps: 110,
-            final_fraction: 0.1,
-        };
+        let s =
+            Schedule { kind: ScheduleKind::Linear, peak: 1.0, warmup: 10, steps: 110, final_fraction: 0.1 };
         assert_eq!(s.lr(0), 0.1);
         assert_eq!(s.lr(9), 1.0);
         assert_eq!(s.lr(10), 1.0);

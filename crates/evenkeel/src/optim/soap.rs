@@ -294,8 +294,7 @@ fn to_faer(x: &Tensor) -> Result<Mat<f32>> {
 /// Columns of `q` in the given order, as a row-major tensor.
 fn from_faer(q: MatRef<f32>, order: impl Fn(usize) -> usize) -> Result<Tensor> {
     let (rows, columns) = (q.nrows(), q.ncols());
-    let data: Vec<f32> =
-        (0..rows * columns).map(|i| q[(i / columns, order(i % columns))]).collect();
+    let data: Vec<f32> = (0..rows * columns).map(|i| q[(i / columns, order(i % columns))]).collect();
     if data.iter().any(|v| !v.is_finite()) {
         bail!("a preconditioner basis is not finite; the gradients that made it were not either");
     }

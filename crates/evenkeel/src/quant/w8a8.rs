@@ -11,8 +11,8 @@ use super::ranges::{RunningRange, mse_symmetric};
 use super::{QuantError, ranges};
 use crate::data::{Batch, ValidationBlocks};
 use crate::error::Result;
-use crate::model::config::{ModelConfig, Norm, QkNorm};
 use crate::model::Transformer;
+use crate::model::config::{ModelConfig, Norm, QkNorm};
 use crate::slices::{slice, tensor, with_slice_mut};
 use crate::tap::{NoTap, Place, Site, Tap};
 use crate::tape::Tape;
@@ -372,7 +372,12 @@ fn site_line(site: String, q: &Quantiser, lo: f64, hi: f64, error: f64, energy: 
 }
 
 /// Logits with a tap on; a quantiser's own error instead of the tensor library's.
-fn forward(model: &Transformer, tap: &mut impl QuantFailure, ids: &[u32], sequences: usize) -> Result<Tensor> {
+fn forward(
+    model: &Transformer,
+    tap: &mut impl QuantFailure,
+    ids: &[u32],
+    sequences: usize,
+) -> Result<Tensor> {
     match model.logits(&Tape::off(), tap, ids, sequences) {
         Ok(logits) => Ok(logits.tensor().clone()),
         Err(e) => Err(match tap.failure() {

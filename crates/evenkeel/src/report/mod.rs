@@ -47,7 +47,6 @@ pub use scale::Scale;
 pub use svg::Target;
 pub use table::{Align, Table};
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// How making a report can fail.
@@ -138,30 +137,8 @@ impl crate::error::Hint for ReportError {
 /// # Errors
 /// [`ReportError::Write`] with the path that should have appeared.
 pub fn write_file(path: &Path, text: &str) -> Result<(), ReportError> {
-    let folder = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    write_beside(folder, path, text).map_err(|source| ReportError::Write { path: path.to_path_buf(), source })
-}
-
-fn write_beside(folder: &Path, path: &Path, text: &str) -> std::io::Result<()> {
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".report-");
-    // A temporary file is private by default; a report is for everyone the umask lets in.
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        builder.permissions(std::fs::Permissions::from_mode(0o666));
-    }
-    let mut file = builder.tempfile_in(folder)?;
-    file.write_all(text.as_bytes())?;
-    file.as_file().sync_all()?;
-    file.persist(path).map_err(|error| error.error)?;
-    // The rename itself lives in the folder, and is lost with the power unless that is synced.
-    #[cfg(unix)]
-    std::fs::File::open(folder)?.sync_all()?;
-    Ok(())
+    crate::files::write(path, text.as_bytes())
+        .map_err(|source| ReportError::Write { path: path.to_path_buf(), source })
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ mod trainer;
 pub use eval::{Evaluation, evaluate};
 pub use guard::{Divergence, Guard};
 pub use log::{StatsLine, StepLine};
-pub use memory::{MemoryPlan, plan_memory, peak_rss_bytes};
+pub use memory::{MemoryPlan, peak_rss_bytes, plan_memory};
 pub use run_dir::{RunDir, RunInfo};
 pub use trainer::{Control, Event, Outcome, Trainer, open_data, resolve_vocab};
 
@@ -66,7 +66,8 @@ impl Hint for TrainError {
                 "add --resume to go on with it, --force to start it anew, or choose another --out".into()
             }
             TrainError::OtherConfig { .. } => {
-                "resume with the configuration in the run directory's config.toml, or choose another --out".into()
+                "resume with the configuration in the run directory's config.toml, or choose another --out"
+                    .into()
             }
             TrainError::NoData => {
                 "make a data folder with `evenkeel data tokenize` and name it: --set data.path=FOLDER".into()
@@ -75,7 +76,8 @@ impl Hint for TrainError {
                 "set model.vocab to at least {data}, or leave it out and the vocabulary of the data is taken"
             ),
             TrainError::InitFrom { .. } => {
-                "depth, width, heads and vocab of [model] must be those of the model that it starts from".into()
+                "depth, width, heads and vocab of [model] must be those of the model that it starts from"
+                    .into()
             }
         }
     }

@@ -140,8 +140,8 @@ impl Trainer {
         let mut dataset = open_data(&config)?;
         resolve_vocab(&mut config, &dataset)?;
         dataset.limit_vocab(config.model.vocab)?;
-        let tokenizer =
-            Some(dataset.path().join("tokenizer.json")).filter(|path| dataset.path().is_dir() && path.is_file());
+        let tokenizer = Some(dataset.path().join("tokenizer.json"))
+            .filter(|path| dataset.path().is_dir() && path.is_file());
         let dataset = Arc::new(dataset);
         let sampler = TrainSampler::new(
             dataset.clone(),
@@ -162,8 +162,7 @@ impl Trainer {
             None => {
                 let model = starting_model(&config)?;
                 let states = vec![State::default(); model.parameters().len()];
-                let fresh =
-                    RunState { schema: 1, step: 0, tokens: 0, first_loss: None, guard_count: 0 };
+                let fresh = RunState { schema: 1, step: 0, tokens: 0, first_loss: None, guard_count: 0 };
                 (model, states, fresh)
             }
         };
@@ -250,9 +249,10 @@ impl Trainer {
 
     fn forward_backward(&mut self, batch: &Batch) -> Result<StepResult> {
         let every = self.config.telemetry.stats_every_steps;
-        let measure = every > 0 && (self.step % every == 0 || self.step + 1 == self.config.train.steps);
-        let mut tap: Box<dyn Tap> = Box::new(NoTap);
-        let mut metrics = MetricsTap::new(Some(self.filter.clone()));
+        let measure =
+            every > 0 && (self.step.is_multiple_of(every) || self.step + 1 == self.config.train.steps);
+        let (mut nothing, mut metrics) = (NoTap, MetricsTap::new(Some(self.filter.clone())));
+        let tap: &mut dyn Tap = if measure { &mut metrics } else { &mut nothing };
         let micro = match self.config.train.micro_batch_sequences {
             0 => batch.sequences,
             n => n,
@@ -262,7 +262,6 @@ impl Trainer {
         for part in batch.micro(micro) {
             let share = part.sequences as f64 / batch.sequences as f64;
             let tape = Tape::recording();
-            let tap: &mut dyn Tap = if measure { &mut metrics } else { &mut *tap };
             let value = self.model.loss(&tape, tap, part.inputs, part.targets, part.sequences)?;
             loss += share * value.tensor().to_scalar::<f32>()? as f64;
             tape.backward(&value, share, &mut self.gradients)?;
@@ -388,7 +387,7 @@ impl Trainer {
 
 /// Every `every` steps, and at the last one.
 fn due(step: u64, every: u64, steps: u64) -> bool {
-    step == steps || (every > 0 && step % every == 0)
+    step == steps || (every > 0 && step.is_multiple_of(every))
 }
 
 fn starting_model(config: &RunConfig) -> Result<Transformer> {

@@ -8,8 +8,6 @@ use std::fs::{self, File};
 use std::io::{self, BufWriter, Seek, Write};
 use std::path::{Path, PathBuf};
 
-use super::error::DataError;
-
 /// A file in the making. Dropping it without [`AtomicFile::persist`] removes it.
 #[derive(Debug)]
 pub struct AtomicFile {
@@ -23,10 +21,10 @@ impl AtomicFile {
     /// Starts a file that will appear at `path`.
     ///
     /// # Errors
-    /// [`DataError::Io`] if the file beside it cannot be created.
-    pub fn create(path: &Path) -> Result<Self, DataError> {
+    /// If the file beside it cannot be created.
+    pub fn create(path: &Path) -> io::Result<Self> {
         let partial = partial_name(path);
-        let file = File::create(&partial).map_err(DataError::io("create", &partial))?;
+        let file = File::create(&partial)?;
         Ok(Self { path: path.to_path_buf(), partial, file: Some(BufWriter::with_capacity(1 << 18, file)) })
     }
 
@@ -38,16 +36,16 @@ impl AtomicFile {
     /// Appends bytes.
     ///
     /// # Errors
-    /// [`DataError::Io`].
-    pub fn write(&mut self, bytes: &[u8]) -> Result<(), DataError> {
+    /// If the disk refuses.
+    pub fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.apply(|file| file.write_all(bytes))
     }
 
     /// Writes `bytes` over the beginning of the file, for headers that are known only at the end.
     ///
     /// # Errors
-    /// [`DataError::Io`].
-    pub fn rewrite_start(&mut self, bytes: &[u8]) -> Result<(), DataError> {
+    /// If the disk refuses.
+    pub fn rewrite_start(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.apply(|file| {
             file.seek(io::SeekFrom::Start(0))?;
             file.write_all(bytes)?;
@@ -58,25 +56,24 @@ impl AtomicFile {
     /// Syncs the file and gives it its name.
     ///
     /// # Errors
-    /// [`DataError::Io`].
-    pub fn persist(mut self) -> Result<(), DataError> {
+    /// If the disk refuses.
+    pub fn persist(mut self) -> io::Result<()> {
         self.apply(|file| {
             file.flush()?;
             file.get_ref().sync_all()
         })?;
         // Closed before the rename, which Windows wants.
         self.file = None;
-        fs::rename(&self.partial, &self.path).map_err(|reason| {
+        fs::rename(&self.partial, &self.path).inspect_err(|_| {
             let _ = fs::remove_file(&self.partial);
-            DataError::io("write", &self.path)(reason)
         })?;
         sync_folder_of(&self.path);
         Ok(())
     }
 
-    fn apply(&mut self, f: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>) -> Result<(), DataError> {
+    fn apply(&mut self, f: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>) -> io::Result<()> {
         match &mut self.file {
-            Some(file) => f(file).map_err(DataError::io("write", &self.path)),
+            Some(file) => f(file),
             None => Ok(()),
         }
     }
@@ -93,22 +90,22 @@ impl Drop for AtomicFile {
 /// Writes `bytes` to `path` in one go.
 ///
 /// # Errors
-/// [`DataError::Io`].
-pub fn write(path: &Path, bytes: &[u8]) -> Result<(), DataError> {
+/// If the disk refuses.
+pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = AtomicFile::create(path)?;
     file.write(bytes)?;
     file.persist()
 }
 
 /// A name beside `path` that no other process uses: hidden, so that no corpus picks it up.
-pub(super) fn partial_name(path: &Path) -> PathBuf {
+pub(crate) fn partial_name(path: &Path) -> PathBuf {
     let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     path.with_file_name(format!(".{name}.partial-{}", std::process::id()))
 }
 
 /// Makes a rename in the folder of `path` last through a power cut. A file system that cannot
 /// sync folders is not an error: the file itself has been synced.
-pub(super) fn sync_folder_of(path: &Path) {
+pub(crate) fn sync_folder_of(path: &Path) {
     if cfg!(unix) {
         let folder = match path.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,

@@ -1,0 +1,208 @@
+//! `quickstart`: the paper's headline on this machine.
+//!
+//! Trains Pre-LN + AdamW and OP + SOAP on the same text with the same size, tokens, seed and initialisation, each at
+//! its own best learning rate and at a larger one, quantises all four, and compares. Everything is kept below
+//! `--out`; the same command goes on where an earlier one was stopped.
+
+mod corpus;
+mod plan;
+
+use super::quantize::quantise;
+use super::text::blocks;
+use super::train::{Run, execute, host};
+use crate::args::Quickstart;
+use crate::failure::{Exit, Failure};
+use crate::output;
+use crate::settings::Settings;
+use crate::signals;
+use evenkeel::checkpoint::files;
+use evenkeel::data::Dataset;
+use evenkeel::inspect;
+use evenkeel::metrics::KurtosisSummary;
+use evenkeel::quant::{QuantReport, Scheme};
+use evenkeel::report::quickstart::{
+    Corpus as CorpusCounts, QuickstartContext, QuickstartRun, QuickstartSummary, quickstart_page,
+};
+use evenkeel::report::run::read_run;
+use evenkeel::report::write_file;
+use evenkeel::train::{Control, Outcome, RunDir};
+use plan::{Plan, Side};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+/// Validation tokens on which kurtosis is measured at the end of a run.
+const INSPECT_TOKENS: u64 = 32_768;
+/// Calibration batches of the W8A8 recipe.
+const CALIBRATION_BATCHES: usize = 4;
+
+pub(crate) fn run(args: Quickstart, settings: &Settings) -> Result<Exit, Failure> {
+    if !(args.minutes.is_finite() && args.minutes > 0.0) {
+        return Err(Failure::input("--minutes must be a positive number", "give for example --minutes 9"));
+    }
+    let begun = Instant::now();
+    let corpus = corpus::read(args.corpus.as_deref())?;
+    if settings.dry_run {
+        let files = corpus.files;
+        output::line(&format!(
+            "would train four models for {} minutes on {files} files ({} bytes) and write {}",
+            args.minutes,
+            corpus.bytes,
+            args.out.display()
+        ));
+        return Ok(Exit::Done);
+    }
+    let request = plan::Request {
+        minutes: args.minutes,
+        seed: settings.seed.unwrap_or(0),
+        corpus_bytes: corpus.bytes,
+        corpus_hash: format!("{:016x}", corpus.hash),
+    };
+    let control = signals::listen(settings.quiet)?;
+    let earlier = plan::open(&args.out, &request, settings.force)?;
+    let say = |text: &str| {
+        if !settings.quiet {
+            output::note(text);
+        }
+    };
+    say(&format!("corpus: {} files, {:.1} MB of {}", corpus.files, corpus.bytes as f64 / 1e6, corpus.what));
+    let data = args.out.join("data");
+    let dataset = Arc::new(corpus::tokenised(&corpus, &data)?);
+    let plan = match earlier {
+        Some(plan) => {
+            say(&format!("continuing in {}: {} steps for each of four runs", args.out.display(), plan.steps));
+            plan
+        }
+        None => {
+            say("timing a few steps of both sides");
+            let plan = plan::make(request, &data, &args.out, &control)?;
+            say(&format!("{} steps for each of four runs, about {:.0} minutes", plan.steps, args.minutes));
+            plan
+        }
+    };
+
+    let mut runs = Vec::new();
+    for (side, lr) in plan::RUNS {
+        match one_run(&plan, side, lr, &data, &dataset, &args.out, settings, &control)? {
+            Some(run) => runs.push(run),
+            None => return Ok(Exit::Interrupted),
+        }
+    }
+    let summary = QuickstartSummary {
+        schema: QuickstartSummary::SCHEMA,
+        corpus: CorpusCounts { files: corpus.files, bytes: corpus.bytes },
+        runs,
+    };
+    files::write_json(&args.out.join("summary.json"), &summary)?;
+    let curves =
+        summary.runs.iter().map(|r| read_run(&args.out.join(&r.dir))).collect::<Result<Vec<_>, _>>()?;
+    let context = context(&plan, &corpus, settings, begun);
+    let page = args.out.join("index.html");
+    write_file(&page, &quickstart_page(&summary, &curves, &context))?;
+    if settings.json {
+        output::json(&summary);
+    } else {
+        print(&summary, &page);
+    }
+    Ok(Exit::Done)
+}
+
+/// Trains (or finishes) one run, measures and quantises it; `None` if it was interrupted.
+#[allow(clippy::too_many_arguments)]
+fn one_run(
+    plan: &Plan,
+    side: Side,
+    lr: f64,
+    data: &Path,
+    dataset: &Arc<Dataset>,
+    out: &Path,
+    settings: &Settings,
+    control: &Control,
+) -> Result<Option<QuickstartRun>, Failure> {
+    let name = format!("{}-{}-lr{lr}", side.block(), side.optimizer());
+    let relative = format!("runs/{name}");
+    let config = plan::config(side, lr, plan.steps, plan.request.seed, data)?;
+    let dir = RunDir::create(&out.join(&relative), true)?;
+    dir.write("config.toml", &config.to_toml()?)?;
+    let resume = dir.checkpoints().is_dir();
+    let run = execute(config, dir, resume, &name, settings, control)?;
+    let mut result = QuickstartRun {
+        name,
+        block: side.block().into(),
+        optimizer: side.optimizer().into(),
+        lr_peak: lr,
+        steps: run.trainer.step(),
+        parameters: run.trainer.model().parameter_count() as u64,
+        tokens_per_sec: run.tokens_per_sec.or_else(|| logged_speed(&run)),
+        val_loss: None,
+        kurtosis_mean: None,
+        kurtosis_max: None,
+        kurtosis_max_site: None,
+        float_perplexity: None,
+        w8a8_perplexity: None,
+        dir: relative,
+    };
+    match &run.outcome {
+        Outcome::Interrupted => return Ok(None),
+        // The figures stay empty; the page says that the run did not finish.
+        Outcome::Diverged(reason) => {
+            output::note(&format!("{}: {reason}", result.name));
+            return Ok(Some(result));
+        }
+        Outcome::Finished => {}
+    }
+    let quantised: QuantReport =
+        quantise(run.trainer.model(), Scheme::W8a8, dataset, CALIBRATION_BATCHES, settings)?;
+    files::write_json(&run.root.join("w8a8.json"), &quantised)?;
+    let kurtosis = kurtosis(&run, dataset)?;
+    result.val_loss = Some(quantised.float.perplexity.ln());
+    result.float_perplexity = Some(quantised.float.perplexity);
+    result.w8a8_perplexity = Some(quantised.quantized.perplexity);
+    result.kurtosis_mean = kurtosis.kurtosis_mean;
+    result.kurtosis_max = kurtosis.kurtosis_max;
+    result.kurtosis_max_site = kurtosis.kurtosis_max_site;
+    Ok(Some(result))
+}
+
+fn kurtosis(run: &Run, dataset: &Arc<Dataset>) -> Result<KurtosisSummary, Failure> {
+    let model = run.trainer.model();
+    let batches = blocks(dataset, model, Some(INSPECT_TOKENS))?;
+    Ok(inspect::inspect(model, batches.map(|b| b.map_err(evenkeel::Error::from)))?.summary)
+}
+
+/// Speed of a run that an earlier command finished, from its log.
+fn logged_speed(run: &Run) -> Option<f64> {
+    let lines = read_run(&run.root).ok()?.metrics;
+    let mut rates: Vec<f64> = lines.iter().skip(1).filter_map(|l| l.tokens_per_sec).collect();
+    rates.sort_by(f64::total_cmp);
+    rates.get(rates.len() / 2).copied()
+}
+
+fn context(plan: &Plan, corpus: &corpus::Corpus, settings: &Settings, begun: Instant) -> QuickstartContext {
+    let revision = option_env!("EVENKEEL_REVISION").map(|r| format!(" ({r})")).unwrap_or_default();
+    QuickstartContext {
+        version: format!("evenkeel {}{revision}", env!("CARGO_PKG_VERSION")),
+        command: std::iter::once("evenkeel".to_string())
+            .chain(std::env::args().skip(1))
+            .collect::<Vec<_>>()
+            .join(" "),
+        host: format!("{}, {} threads, {}", host(), settings.threads, evenkeel_kernels::isa::active().name()),
+        seed: plan.request.seed.to_string(),
+        model: plan::describe(),
+        corpus: format!("{}, FNV-1a hash {}", corpus.what, plan.request.corpus_hash),
+        minutes: format!(
+            "{} asked for; {:.1} in this command",
+            plan.request.minutes,
+            begun.elapsed().as_secs_f64() / 60.0
+        ),
+        date: humantime::format_rfc3339_seconds(SystemTime::now()).to_string()[..10].to_string(),
+    }
+}
+
+fn print(summary: &QuickstartSummary, page: &Path) {
+    output::result(&summary.table().to_text());
+    for sentence in evenkeel::report::findings::headline(summary) {
+        output::line(&sentence);
+    }
+    output::line(&format!("\nreport: {}", page.display()));
+}
