@@ -26,7 +26,7 @@ pub(crate) struct Common {
     #[arg(long, global = true, value_name = "N", help_heading = "Everywhere")]
     pub(crate) threads: Option<usize>,
     /// Seed of initialisation, batches and draws [default: that of the configuration, 0]
-    #[arg(long, global = true, value_name = "N", help_heading = "Everywhere")]
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u64).range(0..=i64::MAX as u64), help_heading = "Everywhere")]
     pub(crate) seed: Option<u64>,
     /// Print one JSON object on stdout
     #[arg(long, global = true, help_heading = "Everywhere")]
@@ -90,7 +90,7 @@ pub(crate) struct Quickstart {
     #[arg(long, default_value = "quickstart", value_name = "DIR")]
     pub(crate) out: PathBuf,
     /// Minutes that training may take; the number of steps follows from a short timing
-    #[arg(long, default_value_t = 9.0, value_name = "M")]
+    #[arg(long, default_value_t = 9.0, value_name = "M", allow_negative_numbers = true)]
     pub(crate) minutes: f64,
     /// Text to train on: a file or folder [default: the sources of this project's dependencies]
     #[arg(long, value_name = "PATH")]
@@ -222,7 +222,7 @@ pub(crate) struct Sample {
     #[arg(long, default_value_t = 100, value_name = "N")]
     pub(crate) max_tokens: usize,
     /// Divides the logits; 0 takes the most likely token
-    #[arg(long, default_value_t = 0.8, value_name = "T")]
+    #[arg(long, default_value_t = 0.8, value_name = "T", allow_negative_numbers = true)]
     pub(crate) temperature: f64,
     /// Only the K most likely tokens; 0 means all
     #[arg(long, default_value_t = 0, value_name = "K")]

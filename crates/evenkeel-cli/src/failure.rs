@@ -64,7 +64,7 @@ pub(crate) fn usage(e: &clap::Error) -> ExitCode {
         let message = "a command is missing";
         return Failure::input(
             message,
-            "`evenkeel --help` lists the commands; `evenkeel quickstart` is the first to try",
+            "`evenkeel --help` lists the commands, `evenkeel COMMAND --help` what each takes",
         )
         .report();
     }

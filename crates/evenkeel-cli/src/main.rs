@@ -37,6 +37,13 @@ fn run(args: args::Args) -> Result<Exit, Failure> {
     rayon::ThreadPoolBuilder::new().num_threads(settings.threads).build_global().map_err(|e| {
         Failure::input(format!("cannot start {} threads: {e}", settings.threads), "use fewer --threads")
     })?;
+    let configured = matches!(&args.command, args::Command::Train(_) | args::Command::Config(_));
+    if settings.has_set && !configured {
+        return Err(Failure::input(
+            "--set changes a configuration, and this command reads none",
+            "leave --set out; it belongs to `train` and `config`",
+        ));
+    }
     match args.command {
         args::Command::Quickstart(a) => commands::quickstart::run(a, &settings),
         args::Command::Data(a) => commands::data::run(a, &settings),

@@ -1,6 +1,7 @@
 //! The only place that prints: results on stdout, everything else on stderr.
 //!
-//! A closed pipe is a quiet end: when the reader of stdout goes away the program exits 0 at once.
+//! A closed pipe is a quiet end: when the reader of stdout goes away the program exits 0 at once. Results are never
+//! coloured, so they are written as they are; only stderr goes through anstream.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 use anstyle::{AnsiColor, Style};
@@ -9,10 +10,12 @@ use std::io::Write;
 
 /// Writes text to stdout.
 pub(crate) fn result(text: &str) {
-    let mut out = anstream::stdout().lock();
-    if out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_err() {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => {}
         // The reader went away.
-        std::process::exit(0);
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
+        Err(e) => stop(&format!("the result cannot be written: {e}"), "check where stdout goes"),
     }
 }
 
@@ -25,8 +28,14 @@ pub(crate) fn line(text: &str) {
 pub(crate) fn json(value: &impl Serialize) {
     match serde_json::to_string_pretty(value) {
         Ok(text) => line(&text),
-        Err(e) => error(&format!("the result cannot be written as JSON: {e}"), "leave out --json"),
+        Err(e) => stop(&format!("the result cannot be written as JSON: {e}"), "leave out --json"),
     }
+}
+
+/// Ends the program when a result cannot be delivered.
+fn stop(message: &str, hint: &str) -> ! {
+    error(message, hint);
+    std::process::exit(2)
 }
 
 /// Writes one line to stderr; a stderr that is gone is ignored.

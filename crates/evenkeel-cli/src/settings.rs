@@ -5,10 +5,15 @@ use crate::failure::Failure;
 use evenkeel::config::Override;
 use std::io::IsTerminal;
 
+/// More threads than any machine has; beyond it a typing error only exhausts memory.
+const MAX_THREADS: usize = 4096;
+
 /// The common options, resolved and then immutable.
 #[derive(Debug)]
 pub(crate) struct Settings {
     pub(crate) overrides: Vec<Override>,
+    /// Whether any `--set` was typed.
+    pub(crate) has_set: bool,
     pub(crate) threads: usize,
     pub(crate) seed: Option<u64>,
     pub(crate) json: bool,
@@ -34,6 +39,12 @@ impl Settings {
             Some(0) => {
                 return Err(Failure::input("--threads must be at least 1", "leave it out to use all cores"));
             }
+            Some(n) if n > MAX_THREADS => {
+                return Err(Failure::input(
+                    format!("--threads must be at most {MAX_THREADS}"),
+                    "leave it out to use all cores",
+                ));
+            }
             Some(n) => n,
             None => std::thread::available_parallelism().map_or(1, |n| n.get()),
         };
@@ -42,7 +53,9 @@ impl Settings {
             Color::Always => anstream::ColorChoice::Always.write_global(),
             Color::Never => anstream::ColorChoice::Never.write_global(),
         }
-        let mut overrides = Override::from_environment(std::env::vars());
+        let mut overrides = Override::from_environment(
+            std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))),
+        );
         for text in &common.set {
             overrides.push(Override::parse(text)?);
         }
@@ -51,6 +64,7 @@ impl Settings {
         }
         Ok(Self {
             overrides,
+            has_set: !common.set.is_empty(),
             threads,
             seed: common.seed,
             json: common.json,

@@ -111,7 +111,15 @@ fn configuration() {
     ] {
         cases.refused(&["config", "check", "fine.toml", "--set", set]);
     }
-    cases.refused(&["config", "check", "fine.toml", "--set", "model.norm=none", "--set", "model.norm_position=post"]);
+    cases.refused(&[
+        "config",
+        "check",
+        "fine.toml",
+        "--set",
+        "model.norm=none",
+        "--set",
+        "model.norm_position=post",
+    ]);
     cases.refused(&["config", "check", "fine.toml", "--seed", "18446744073709551615"]);
     snapshot!(cases);
 }
@@ -237,7 +245,16 @@ fn training() {
         let folder = format!("new-{set}");
         cases.refused(&["train", "tiny.toml", "--out", &folder, "--set", set, "--set", and]);
     }
-    cases.refused(&["train", "tiny.toml", "--out", "wide", "--set", "model.init_from=run", "--set", "model.width=64"]);
+    cases.refused(&[
+        "train",
+        "tiny.toml",
+        "--out",
+        "wide",
+        "--set",
+        "model.init_from=run",
+        "--set",
+        "model.width=64",
+    ]);
     cases.refused(&["train", "tiny.toml", "--out", "run"]);
     cases.refused(&["train", "tiny.toml", "--out", "tiny.txt"]);
     cases.refused(&["train", "tiny.toml", "--out", "run", "--resume", "--set", "optim.lr_peak=1e-4"]);
@@ -271,9 +288,19 @@ fn models() {
     sandbox.write("wider/config.json", config.replace("\"width\": 32", "\"width\": 48"));
     sandbox.write("deeper/config.json", config.replace("\"depth\": 2", "\"depth\": 3"));
     let mut cases = Cases::of(&sandbox);
-    for model in
-        ["nowhere", "empty", "tiny.toml", "cut", "no-weights", "list", "bert", "not-json", "no-sizes", "wider", "deeper"]
-    {
+    for model in [
+        "nowhere",
+        "empty",
+        "tiny.toml",
+        "cut",
+        "no-weights",
+        "list",
+        "bert",
+        "not-json",
+        "no-sizes",
+        "wider",
+        "deeper",
+    ] {
         cases.refused(&["eval", model, "--data", "data"]);
     }
     snapshot!(cases);
@@ -303,7 +330,8 @@ fn running_models() {
     sandbox.corpus("more", 30);
     sandbox.ok(&["data", "tokenize", "more", "--train-bpe", "300", "--out", "bpe"]);
     let mut cases = Cases::of(&sandbox);
-    for file in ["nowhere", "not-json", "flat", "negative", "ragged", "none", "none-in-row", "beyond", "long"] {
+    for file in ["nowhere", "not-json", "flat", "negative", "ragged", "none", "none-in-row", "beyond", "long"]
+    {
         cases.refused(&["inspect", "run", "--ids", &format!("{file}.json")]);
     }
     cases.refused(&["eval", "run", "--ids", "one.json"]);
@@ -318,7 +346,7 @@ fn running_models() {
     cases.refused(&["eval", "run", "--data", "bpe"]);
     cases.refused(&["quantize", "run", "--scheme", "w4a4", "--data", "data"]);
     cases.refused(&["quantize", "run", "--calib-batches", "0", "--data", "data"]);
-    for limit in ["kurtosis", "kurtosis=", "kurtosis=ten", "kurtosis=nan", "shape=3"] {
+    for limit in ["kurtosis", "kurtosis=", "kurtosis=ten", "shape=3"] {
         cases.refused(&["inspect", "run", "--data", "data", "--fail-above", limit]);
     }
     cases.refused(&["inspect", "run", "--ids", "good.json", "--dump", "nowhere/dump.safetensors"]);
@@ -329,4 +357,20 @@ fn running_models() {
     cases.refused(&["sample", "run", "--prompt", "let", "--top-p", "0"]);
     cases.refused(&["sample", "mute", "--prompt", "let"]);
     snapshot!(cases);
+}
+
+#[test]
+fn a_limit_that_nothing_exceeds_is_refused() {
+    let sandbox = Sandbox::with_run("pre_ln");
+    let stderr = sandbox.refused(&["inspect", "run", "--data", "data", "--fail-above", "kurtosis=nan"]);
+    assert!(stderr.contains("kurtosis=nan"), "{stderr}");
+}
+
+#[test]
+fn a_tokenizer_with_more_ids_than_the_model_is_refused_before_anything_is_printed() {
+    let sandbox = Sandbox::with_run("op");
+    sandbox.ok(&["data", "tokenize", "corpus", "--train-bpe", "300", "--out", "bpe"]);
+    sandbox.copy("bpe/tokenizer.json", "run/checkpoints/step-000050/tokenizer.json");
+    let stderr = sandbox.refused(&["sample", "run", "--prompt", "    return width * count"]);
+    assert!(stderr.contains("257"), "{stderr}");
 }

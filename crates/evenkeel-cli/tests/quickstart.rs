@@ -27,7 +27,15 @@ fn one_minute_quickstart_prints_the_documented_json() {
         for key in ["name", "block", "optimizer", "dir", "kurtosis_max_site"] {
             assert!(run[key].as_str().is_some_and(|s| !s.is_empty()), "{key} in {run}");
         }
-        for key in ["lr_peak", "tokens_per_sec", "val_loss", "kurtosis_mean", "kurtosis_max", "float_perplexity", "w8a8_perplexity"] {
+        for key in [
+            "lr_peak",
+            "tokens_per_sec",
+            "val_loss",
+            "kurtosis_mean",
+            "kurtosis_max",
+            "float_perplexity",
+            "w8a8_perplexity",
+        ] {
             assert!(run[key].as_f64().is_some_and(|v| v > 0.0), "{key} in {run}");
         }
         assert!(run["steps"].as_u64().unwrap() >= 20 && run["parameters"].as_u64().unwrap() > 1_000_000);

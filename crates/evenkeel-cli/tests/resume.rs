@@ -1,7 +1,7 @@
 //! A run that was stopped and went on equals one that was not, bit for bit.
 //!
 //! Also here: what a run's result may not depend on (threads, micro-batches beyond rounding), where it may start
-//! from, and how it ends when it diverges.
+//! from, how it ends when it diverges, and that a run which is refused leaves no trace and takes nothing away.
 #![cfg(unix)]
 
 mod common;
@@ -79,11 +79,15 @@ fn killed_and_resumed(optimizer: &str) {
     let mut child = started(&sandbox, "killed");
     child.kill().unwrap();
     child.wait().unwrap();
-    assert!(!sandbox.path("killed/checkpoints/step-000050").exists(), "the run was over before it was killed");
+    assert!(
+        !sandbox.path("killed/checkpoints/step-000050").exists(),
+        "the run was over before it was killed"
+    );
     let resumed = slower(&sandbox, "killed", &["--resume"]);
     assert!(lossy(&resumed.stderr).contains("goes on after step"), "{}", lossy(&resumed.stderr));
     assert_same_run(&sandbox, "straight", "killed", 50);
-    let steps: Vec<u64> = sandbox.lines("killed/metrics.jsonl").iter().map(|l| l["step"].as_u64().unwrap()).collect();
+    let steps: Vec<u64> =
+        sandbox.lines("killed/metrics.jsonl").iter().map(|l| l["step"].as_u64().unwrap()).collect();
     assert_eq!(steps, [1, 5, 10, 15, 20, 25, 30, 35, 40, 45, 50]);
 }
 
@@ -161,8 +165,21 @@ fn micro_batches_give_the_curve_of_the_whole_batch() {
     let sandbox = Sandbox::with_data();
     let curve = |out: &str, micro: &str| -> Vec<f64> {
         let micro = format!("train.micro_batch_sequences={micro}");
-        sandbox.ok(&["train", "tiny.toml", "--out", out, "--set", &micro, "--set", "train.log_every_steps=1"]);
-        sandbox.lines(&format!("{out}/metrics.jsonl")).iter().map(|l| l["train/loss"].as_f64().unwrap()).collect()
+        sandbox.ok(&[
+            "train",
+            "tiny.toml",
+            "--out",
+            out,
+            "--set",
+            &micro,
+            "--set",
+            "train.log_every_steps=1",
+        ]);
+        sandbox
+            .lines(&format!("{out}/metrics.jsonl"))
+            .iter()
+            .map(|l| l["train/loss"].as_f64().unwrap())
+            .collect()
     };
     let whole = curve("whole", "0");
     assert_eq!(whole.len(), 50);
@@ -197,7 +214,11 @@ fn resuming_without_a_checkpoint_starts_anew_with_a_note() {
 fn init_from_goes_on_from_the_weights_of_another_run() {
     let sandbox = Sandbox::with_run("op");
     let losses = |run: &str| -> Vec<f64> {
-        sandbox.lines(&format!("{run}/metrics.jsonl")).iter().map(|l| l["train/loss"].as_f64().unwrap()).collect()
+        sandbox
+            .lines(&format!("{run}/metrics.jsonl"))
+            .iter()
+            .map(|l| l["train/loss"].as_f64().unwrap())
+            .collect()
     };
     let old = losses("run");
     for model in ["run", "run/checkpoints/step-000050"] {
@@ -213,7 +234,8 @@ fn init_from_goes_on_from_the_weights_of_another_run() {
 #[test]
 fn a_diverging_run_says_where() {
     let sandbox = Sandbox::with_data();
-    let args = ["train", "tiny.toml", "--out", "run", "--set", "optim.lr_peak=1e3", "--set", "optim.clip_norm=0"];
+    let args =
+        ["train", "tiny.toml", "--out", "run", "--set", "optim.lr_peak=1e3", "--set", "optim.clip_norm=0"];
     let output = sandbox.run(&args, 1);
     let info: Value = serde_json::from_str(&sandbox.read("run/run.json")).unwrap();
     assert_eq!(info["status"], "diverged");
@@ -229,11 +251,48 @@ fn a_diverging_run_says_where() {
 fn a_run_that_blows_up_names_a_site_or_a_parameter() {
     let sandbox = Sandbox::with_data();
     sandbox.config("tiny.toml", "op", "adamw");
-    let sets = ["optim.lr_peak=1e25", "optim.clip_norm=0", "model.final_norm=none", "optim.warmup_fraction=0"];
+    let sets =
+        ["optim.lr_peak=1e25", "optim.clip_norm=0", "model.final_norm=none", "optim.warmup_fraction=0"];
     let mut args = vec!["train", "tiny.toml", "--out", "run"];
     args.extend(sets.iter().flat_map(|set| ["--set", set]));
     let output = sandbox.run(&args, 1);
     let stdout = lossy(&output.stdout);
     assert!(stdout.contains("not finite"), "{stdout}");
-    assert!(["blocks.", "embed", "head", "norm", "logits"].iter().any(|site| stdout.contains(site)), "{stdout}");
+    assert!(
+        ["blocks.", "embed", "head", "norm", "logits"].iter().any(|site| stdout.contains(site)),
+        "{stdout}"
+    );
+}
+
+#[test]
+fn a_refused_run_leaves_no_directory_that_stops_the_next() {
+    let sandbox = Sandbox::with_data();
+    sandbox.refused(&["train", "tiny.toml", "--out", "run", "--set", "model.heads=5"]);
+    sandbox.refused(&["train", "tiny.toml", "--out", "run", "--set", "data.path=nowhere"]);
+    sandbox.ok(&["train", "tiny.toml", "--out", "run", "--set", "train.steps=2"]);
+}
+
+#[test]
+fn a_refused_run_takes_nothing_away_even_with_force() {
+    let sandbox = Sandbox::with_run("op");
+    for set in ["model.heads=5", "data.path=nowhere", "model.vocab=3"] {
+        sandbox.refused(&["train", "tiny.toml", "--out", "run", "--force", "--set", set]);
+        assert!(
+            sandbox.path("run/checkpoints/step-000050/state.json").exists(),
+            "{set}: the old run is gone"
+        );
+        assert!(sandbox.path("run/metrics.jsonl").exists(), "{set}: the old log is gone");
+    }
+}
+
+#[test]
+fn an_optimizer_state_that_is_incomplete_is_not_resumed() {
+    let sandbox = Sandbox::with_data();
+    let args = ["train", "tiny.toml", "--out", "run", "--set", "train.steps=20"];
+    sandbox.ok(&args);
+    let header = br#"{"__metadata__":{"format":"pt"}}"#;
+    let empty = [&(header.len() as u64).to_le_bytes()[..], header].concat();
+    sandbox.write("run/checkpoints/step-000020/optim.safetensors", empty);
+    let stderr = sandbox.refused(&[&args[..], &["--resume"]].concat());
+    assert!(stderr.contains("optim.safetensors"), "{stderr}");
 }

@@ -81,6 +81,7 @@ pub fn forward(
 ) -> Vec<f32> {
     let n = shape.elements();
     assert!(q.len() == n && k.len() == n && v.len() == n && out.len() == n);
+    check_gains(shape, qk_norm);
     let (t, d) = (shape.tokens, shape.d_head);
     let mut lse = vec![0.0; shape.sequences * shape.heads * t];
     if n == 0 {
@@ -159,6 +160,13 @@ pub fn backward(
 ) -> Gradients {
     let n = shape.elements();
     assert!(q.len() == n && k.len() == n && v.len() == n && out.len() == n && d_out.len() == n);
+    check_gains(shape, qk_norm);
+    assert_eq!(lse.len(), shape.sequences * shape.heads * shape.tokens);
+    if n == 0 {
+        let empty = || vec![0.0; shape.d_head];
+        let gains = qk_norm.map(|_| (empty(), empty()));
+        return Gradients { q: Vec::new(), k: Vec::new(), v: Vec::new(), gains };
+    }
     let (t, d, w) = (shape.tokens, shape.d_head, shape.width());
     let tasks = shape.sequences * shape.heads;
     let (mut dq, mut dk, mut dv) = (vec![0.0; n], vec![0.0; n], vec![0.0; n]);
@@ -237,6 +245,11 @@ pub fn backward(
         (sum_in_order(q_parts, d), sum_in_order(k_parts, d))
     });
     Gradients { q: dq, k: dk, v: dv, gains }
+}
+
+fn check_gains(shape: Shape, qk_norm: Option<QkNorm>) {
+    let fits = |gain: &[f32]| gain.len() == shape.d_head;
+    assert!(qk_norm.is_none_or(|n| fits(n.q_gain) && fits(n.k_gain)), "gains must be d_head long");
 }
 
 /// One head's rows side by side, (tokens, d_head).

@@ -26,7 +26,7 @@ impl<'a> View<'a> {
     /// # Panics
     /// If the slice is not `rows * columns` long.
     pub fn new(data: &'a [f32], rows: usize, columns: usize) -> Self {
-        assert_eq!(data.len(), rows * columns, "matrix data must be rows * columns long");
+        assert_eq!(rows.checked_mul(columns), Some(data.len()), "matrix data must be rows * columns long");
         Self::strided(data, rows, columns, columns)
     }
 
@@ -35,7 +35,7 @@ impl<'a> View<'a> {
     /// # Panics
     /// If the last row ends past the slice.
     pub fn strided(data: &'a [f32], rows: usize, columns: usize, row_stride: usize) -> Self {
-        assert!(rows == 0 || columns == 0 || (rows - 1) * row_stride + columns <= data.len());
+        assert!(window(rows, columns, row_stride) <= data.len(), "the last row must end inside the data");
         Self { data, rows, columns, row_stride, column_stride: 1 }
     }
 
@@ -120,7 +120,7 @@ pub fn gemm_serial(a: View, b: View, c: &mut [f32], c_stride: usize, write: Writ
     if m == 0 || n == 0 {
         return;
     }
-    assert!((m - 1) * c_stride + n <= c.len(), "output must hold every row");
+    assert!(c_stride >= n && window(m, n, c_stride) <= c.len(), "output must hold every row");
     // SAFETY: bounds checked above; `c` is exclusively borrowed.
     let out = unsafe { MatMut::from_raw_parts_mut(c.as_mut_ptr(), m, n, c_stride as isize, 1) };
     multiply(a.faer(), b.faer(), out, write);
@@ -131,7 +131,14 @@ pub fn gemm_serial(a: View, b: View, c: &mut [f32], c_stride: usize, write: Writ
 /// # Safety
 /// No other thread may touch the `a.rows` × `b.columns` window at `offset` with rows `c_stride` apart, and the
 /// window must lie inside the buffer.
-pub unsafe fn gemm_shared(a: View, b: View, c: &Shared<f32>, offset: usize, c_stride: usize, write: Write) {
+pub unsafe fn gemm_shared(
+    a: View,
+    b: View,
+    c: &Shared<'_, f32>,
+    offset: usize,
+    c_stride: usize,
+    write: Write,
+) {
     assert_eq!(a.columns, b.rows, "inner dimensions must agree");
     if a.rows == 0 || b.columns == 0 {
         return;
@@ -147,6 +154,14 @@ fn multiply(a: MatRef<f32>, b: MatRef<f32>, c: MatMut<f32>, write: Write) {
         Write::Add => Accum::Add,
     };
     faer::linalg::matmul::matmul(c, accum, a, b, 1.0, Par::Seq);
+}
+
+/// Elements from the first to the last of a strided matrix; the largest number if that overflows.
+fn window(rows: usize, columns: usize, row_stride: usize) -> usize {
+    if rows == 0 || columns == 0 {
+        return 0;
+    }
+    (rows - 1).checked_mul(row_stride).and_then(|n| n.checked_add(columns)).unwrap_or(usize::MAX)
 }
 
 /// Rows of output in one block. About sixteen blocks share the work evenly among a few cores; 512 rows are

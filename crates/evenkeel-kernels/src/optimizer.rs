@@ -5,13 +5,32 @@ use crate::math;
 use crate::threads::PIECE;
 use rayon::prelude::*;
 
+/// Decays of the two moments, with 1 - β rounded once from float64: `1 - 0.999f32` is off by 1e-5 of itself.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Betas {
+    beta1: f32,
+    beta2: f32,
+    one_minus_beta1: f32,
+    one_minus_beta2: f32,
+}
+
+impl Betas {
+    /// Of β1 and β2.
+    pub fn new(beta1: f64, beta2: f64) -> Self {
+        Self {
+            beta1: beta1 as f32,
+            beta2: beta2 as f32,
+            one_minus_beta1: (1.0 - beta1) as f32,
+            one_minus_beta2: (1.0 - beta2) as f32,
+        }
+    }
+}
+
 /// Coefficients of one AdamW step, with everything that depends on the step count folded in.
 #[derive(Clone, Copy, Debug)]
 pub struct AdamW {
-    /// Decay of the first moment.
-    pub beta1: f32,
-    /// Decay of the second moment.
-    pub beta2: f32,
+    /// Decays of the first and second moment.
+    pub betas: Betas,
     /// lr / (1 - β1^n).
     pub step_size: f32,
     /// 1 / √(1 - β2^n).
@@ -39,8 +58,8 @@ multiversion! {
         let n = p.len();
         let (g, m, v) = (&g[..n], &mut m[..n], &mut v[..n]);
         for i in 0..n {
-            m[i] = c.beta1 * m[i] + (1.0 - c.beta1) * g[i];
-            v[i] = c.beta2 * v[i] + (1.0 - c.beta2) * g[i] * g[i];
+            m[i] = c.betas.beta1 * m[i] + c.betas.one_minus_beta1 * g[i];
+            v[i] = c.betas.beta2 * v[i] + c.betas.one_minus_beta2 * g[i] * g[i];
             let denominator = v[i].sqrt() * c.inv_sqrt_correction + c.eps;
             p[i] = p[i] * c.keep - c.step_size * (m[i] / denominator);
         }
@@ -51,20 +70,12 @@ multiversion! {
 ///
 /// # Panics
 /// If lengths differ.
-pub fn adam_direction(
-    g: &[f32],
-    m: &mut [f32],
-    v: &mut [f32],
-    u: &mut [f32],
-    beta1: f32,
-    beta2: f32,
-    eps: f32,
-) {
+pub fn adam_direction(g: &[f32], m: &mut [f32], v: &mut [f32], u: &mut [f32], betas: Betas, eps: f32) {
     assert!(u.len() == g.len() && m.len() == g.len() && v.len() == g.len());
     u.par_chunks_mut(PIECE)
         .zip(g.par_chunks(PIECE))
         .zip(m.par_chunks_mut(PIECE).zip(v.par_chunks_mut(PIECE)))
-        .for_each(|((u, g), (m, v))| direction_piece(g, m, v, u, beta1, beta2, eps));
+        .for_each(|((u, g), (m, v))| direction_piece(g, m, v, u, betas, eps));
 }
 
 multiversion! {
@@ -73,15 +84,14 @@ multiversion! {
         m: &mut [f32],
         v: &mut [f32],
         u: &mut [f32],
-        beta1: f32,
-        beta2: f32,
+        betas: Betas,
         eps: f32,
     ) {
         let n = g.len();
         let (m, v, u) = (&mut m[..n], &mut v[..n], &mut u[..n]);
         for i in 0..n {
-            m[i] = beta1 * m[i] + (1.0 - beta1) * g[i];
-            v[i] = beta2 * v[i] + (1.0 - beta2) * g[i] * g[i];
+            m[i] = betas.beta1 * m[i] + betas.one_minus_beta1 * g[i];
+            v[i] = betas.beta2 * v[i] + betas.one_minus_beta2 * g[i] * g[i];
             u[i] = m[i] / (v[i].sqrt() + eps);
         }
     }
@@ -126,16 +136,24 @@ pub fn lerp(y: &mut [f32], x: &[f32], weight: f32) {
     });
 }
 
-/// Σ x², pieces in float32 lanes, added in float64 in a fixed order. NaN or infinite if any entry is.
+/// Σ x² in float64, lanes and pieces added in a fixed order. NaN or infinite if any entry is.
 pub fn sum_squares(x: &[f32]) -> f64 {
-    // Pieces of 4096 keep the float32 partial sums short.
-    let parts: Vec<f64> = x.par_chunks(4096).map(|x| square_piece(x) as f64).collect();
+    let parts: Vec<f64> = x.par_chunks(4096).map(square_piece).collect();
     parts.iter().sum()
 }
 
 multiversion! {
-    fn square_piece(x: &[f32]) -> f32 {
-        math::sum_by(x, |v| v * v)
+    fn square_piece(x: &[f32]) -> f64 {
+        let mut lanes = [0.0f64; 8];
+        let chunks = x.chunks_exact(8);
+        let rest = chunks.remainder();
+        for chunk in chunks {
+            for l in 0..8 {
+                let v = chunk[l] as f64;
+                lanes[l] += v * v;
+            }
+        }
+        lanes.iter().sum::<f64>() + rest.iter().map(|&v| v as f64 * v as f64).sum::<f64>()
     }
 }
 
@@ -173,8 +191,7 @@ mod tests {
     fn adamw_moves_against_the_gradient_by_the_learning_rate_at_first() {
         let (mut p, mut m, mut v) = ([1.0f32], [0.0], [0.0]);
         let c = AdamW {
-            beta1: 0.9,
-            beta2: 0.999,
+            betas: Betas::new(0.9, 0.999),
             step_size: 0.01 / (1.0 - 0.9),
             inv_sqrt_correction: 1.0 / (1.0f32 - 0.999).sqrt(),
             eps: 0.0,

@@ -18,9 +18,8 @@ pub struct ChannelSums {
 /// If `width` is 0 or does not divide the length.
 pub fn channel_sums(x: &[f32], width: usize) -> ChannelSums {
     assert!(width > 0 && x.len().is_multiple_of(width));
-    // 256 rows per piece: float32 sums of so few squares lose nothing that float64 would notice at 1e-6.
     let parts = map_row_pieces(x.len() / width, width, 256 * width, |first, rows| {
-        let mut squares = vec![0.0f32; width];
+        let mut squares = vec![0.0f64; width];
         let mut peaks = vec![0.0f32; width];
         for row in x[first * width..(first + rows) * width].chunks_exact(width) {
             add_row(row, &mut squares, &mut peaks);
@@ -31,7 +30,7 @@ pub fn channel_sums(x: &[f32], width: usize) -> ChannelSums {
     let mut total = ChannelSums { squares: vec![0.0; width], max_abs: 0.0 };
     for (squares, peak) in parts {
         for (t, s) in total.squares.iter_mut().zip(&squares) {
-            *t += *s as f64;
+            *t += s;
         }
         if peak > total.max_abs || peak.is_nan() {
             total.max_abs = peak;
@@ -41,11 +40,11 @@ pub fn channel_sums(x: &[f32], width: usize) -> ChannelSums {
 }
 
 multiversion! {
-    fn add_row(row: &[f32], squares: &mut [f32], peaks: &mut [f32]) {
+    fn add_row(row: &[f32], squares: &mut [f64], peaks: &mut [f32]) {
         let n = row.len();
         let (squares, peaks) = (&mut squares[..n], &mut peaks[..n]);
         for c in 0..n {
-            squares[c] += row[c] * row[c];
+            squares[c] += row[c] as f64 * row[c] as f64;
             let a = row[c].abs();
             peaks[c] = if a > peaks[c] || a.is_nan() { a } else { peaks[c] };
         }
@@ -53,7 +52,7 @@ multiversion! {
 }
 
 /// Σ over rows of max |x| / lower median |x|, the rows that count, and the rows left out because their
-/// median is 0 (Eq 2 of the paper).
+/// median is 0 (Eq 2 of the paper). The sum is NaN if a row holds NaN.
 ///
 /// # Panics
 /// If `width` is 0 or does not divide the length.
@@ -71,7 +70,7 @@ pub fn max_median_sums(x: &[f32], width: usize) -> (f64, u64, u64) {
             if median == 0.0 {
                 skipped += 1;
             } else {
-                let peak = above.iter().fold(median, |m, &v| if v > m { v } else { m });
+                let peak = above.iter().fold(median, |m, &v| if v > m || v.is_nan() { v } else { m });
                 sum += peak as f64 / median as f64;
                 counted += 1;
             }

@@ -4,6 +4,7 @@
 //! so results are bit-identical for every thread count.
 
 use rayon::prelude::*;
+use std::marker::PhantomData;
 
 /// Rows per piece so that a piece is about `target` elements, at least one row.
 pub fn rows_per_piece(columns: usize, target: usize) -> usize {
@@ -51,20 +52,21 @@ pub fn sum_in_order(parts: Vec<Vec<f64>>, length: usize) -> Vec<f64> {
 }
 
 /// A mutable buffer that several threads write at once, each at places no other thread touches.
-pub struct Shared<T> {
+pub struct Shared<'a, T> {
     start: *mut T,
     length: usize,
+    slice: PhantomData<&'a mut [T]>,
 }
 
 // SAFETY: `Shared` hands out raw pointers only; every use states why its writes are disjoint.
-unsafe impl<T: Send> Sync for Shared<T> {}
+unsafe impl<T: Send> Sync for Shared<'_, T> {}
 // SAFETY: as above; the pointer itself may move between threads.
-unsafe impl<T: Send> Send for Shared<T> {}
+unsafe impl<T: Send> Send for Shared<'_, T> {}
 
-impl<T> Shared<T> {
-    /// Borrows `slice` for the lifetime of the parallel region that uses the result.
-    pub fn new(slice: &mut [T]) -> Self {
-        Self { start: slice.as_mut_ptr(), length: slice.len() }
+impl<'a, T> Shared<'a, T> {
+    /// Borrows `slice` for the parallel region that uses the result.
+    pub fn new(slice: &'a mut [T]) -> Self {
+        Self { start: slice.as_mut_ptr(), length: slice.len(), slice: PhantomData }
     }
 
     /// A pointer to element `offset`.

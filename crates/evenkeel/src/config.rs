@@ -88,9 +88,12 @@ impl Hint for ConfigError {
                 "`evenkeel config show op` prints every key with its default".into()
             }
             ConfigError::Value { .. } => {
-                "`evenkeel config check FILE` tries a configuration without running it".into()
+                "`evenkeel config show op` prints every key with a value that works".into()
             }
-            ConfigError::UnknownName { .. } => "`evenkeel config list` describes the presets".into(),
+            ConfigError::UnknownName { kind: "preset", .. } => {
+                "`evenkeel config list` describes the presets".into()
+            }
+            ConfigError::UnknownName { .. } => "write for example [optim] name = \"soap\"".into(),
             ConfigError::Assignment { .. } => "write --set optim.lr_peak=3e-3, without spaces".into(),
         }
     }
@@ -215,7 +218,10 @@ impl RunConfig {
             .map_err(|source| ConfigError::Read { path: path.to_path_buf(), source })?;
         let table = text.parse::<Table>().map_err(|e| ConfigError::Syntax {
             path: path.to_path_buf(),
-            problem: e.message().lines().next().unwrap_or("not a table").to_string(),
+            problem: {
+                let line = 1 + text[..e.span().map_or(0, |s| s.start)].matches('\n').count();
+                format!("line {line}: {}", e.message().lines().next().unwrap_or("not a table"))
+            },
         })?;
         Self::from_table(table, overrides)
     }
@@ -234,7 +240,7 @@ impl RunConfig {
             Some(other) => Err(ConfigError::Type {
                 key: format!("{section}.{key}"),
                 expected: "a string".into(),
-                found: type_name(other),
+                found: shown(other),
             }),
         };
         let preset = text_of("model", "preset")?.unwrap_or_else(|| "pre_ln".into());
@@ -256,9 +262,9 @@ impl RunConfig {
         let defaults = Self::defaults(&preset, optimizer)?;
         let mut table = to_table(&defaults)?;
         overlay(&mut table, user, "")?;
-        let mut config: RunConfig = Value::Table(table)
-            .try_into()
-            .map_err(|e: toml::de::Error| ConfigError::Value { problem: one_line(&e) })?;
+        let mut config: RunConfig = serde_path_to_error::deserialize(Value::Table(table)).map_err(|e| {
+            ConfigError::Value { problem: format!("`{}` cannot be used: {}", e.path(), one_line(e.inner())) }
+        })?;
         config.init_from = init_from;
         config.validate()?;
         Ok(config)
@@ -283,11 +289,23 @@ impl RunConfig {
     fn validate(&self) -> Result<(), ConfigError> {
         let refuse = |problem: &str| Err(ConfigError::Value { problem: problem.into() });
         let (o, t) = (&self.optim, &self.train);
-        if t.steps == 0 {
-            return refuse("train.steps must be at least 1");
+        // The upper ends are far above any run and keep tokens and bytes below 2^63.
+        if !(1..=1 << 32).contains(&t.steps) {
+            return refuse("train.steps must lie between 1 and 2^32");
         }
-        if t.batch_sequences == 0 {
-            return refuse("train.batch_sequences must be at least 1");
+        if !(1..=1 << 16).contains(&t.batch_sequences) {
+            return refuse("train.batch_sequences must lie between 1 and 65536");
+        }
+        if !(t.guard_loss_factor.is_finite() && t.guard_loss_factor > 1.0) {
+            return refuse("train.guard_loss_factor must be a number above 1");
+        }
+        for group in &o.group {
+            let decay = group.weight_decay.unwrap_or(0.0);
+            if !(group.lr_factor.is_finite() && group.lr_factor >= 0.0 && decay.is_finite() && decay >= 0.0) {
+                return refuse(
+                    "lr_factor and weight_decay of an [[optim.group]] must be numbers of at least 0",
+                );
+            }
         }
         if t.micro_batch_sequences > t.batch_sequences {
             return refuse("train.micro_batch_sequences cannot be larger than train.batch_sequences");
@@ -353,6 +371,11 @@ impl Override {
         Self { key: key.to_string(), value: parsed.unwrap_or_else(|| Value::String(value.to_string())) }
     }
 
+    /// A key with text as it stands, whatever it looks like.
+    pub fn text(key: &str, value: &str) -> Self {
+        Self { key: key.to_string(), value: Value::String(value.to_string()) }
+    }
+
     /// From the environment variables `EVENKEEL_SET_<SECTION>__<KEY>`, in order of their names.
     pub fn from_environment(variables: impl Iterator<Item = (String, String)>) -> Vec<Self> {
         let mut found: Vec<Self> = variables
@@ -374,10 +397,10 @@ impl Override {
                 return Ok(());
             }
             let next = here.entry(part.to_string()).or_insert_with(|| Value::Table(Table::new()));
-            let found = type_name(next);
+            let found = shown(next);
             here = next.as_table_mut().ok_or_else(|| ConfigError::Type {
-                key: part.to_string(),
-                expected: "a table".into(),
+                key: self.key.clone(),
+                expected: format!("inside a table, and `{part}` is none"),
                 found,
             })?;
         }
@@ -416,7 +439,7 @@ fn overlay(base: &mut Table, user: Table, path: &str) -> Result<(), ConfigError>
                 return Err(ConfigError::Type {
                     key: full,
                     expected: type_name(known),
-                    found: type_name(&value),
+                    found: shown(&value),
                 });
             }
         }
@@ -426,13 +449,22 @@ fn overlay(base: &mut Table, user: Table, path: &str) -> Result<(), ConfigError>
 
 fn type_name(value: &Value) -> String {
     match value {
-        Value::String(s) => format!("a string such as \"{s}\""),
-        Value::Integer(_) => "an integer".into(),
+        Value::String(_) => "a string".into(),
+        Value::Integer(_) => "a whole number".into(),
         Value::Float(_) => "a number".into(),
         Value::Boolean(_) => "true or false".into(),
         Value::Datetime(_) => "a date".into(),
         Value::Array(_) => "a list".into(),
         Value::Table(_) => "a table".into(),
+    }
+}
+
+/// A value as it was given, cut short if it is long.
+fn shown(value: &Value) -> String {
+    match value {
+        Value::Table(_) => "a table".into(),
+        Value::Array(_) => "a list".into(),
+        other => other.to_string().chars().take(40).collect(),
     }
 }
 
@@ -474,7 +506,7 @@ mod tests {
     fn errors_name_the_key() {
         let message = |text: &str| load(text).unwrap_err().to_string();
         assert!(message("[optim]\nlr_peek = 1").contains("`optim.lr_peak`"));
-        assert!(message("[model]\ndepth = 'x'").contains("`model.depth` must be an integer"));
+        assert!(message("[model]\ndepth = 'x'").contains("`model.depth` must be a whole number"));
         assert!(message("[model]\npreset = 'opp'").contains("pre_ln, pre_rms, op, op_paper"));
         assert!(message("[optim]\nprecondition_frequency = 3").contains("unknown key"));
         assert!(message("[train]\nsteps = 0").contains("train.steps"));

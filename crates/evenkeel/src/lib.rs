@@ -23,6 +23,7 @@ pub mod names;
 pub mod ops;
 pub mod optim;
 pub mod quant;
+pub mod random;
 pub mod report;
 pub mod sample;
 pub mod slices;

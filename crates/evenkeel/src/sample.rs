@@ -4,6 +4,7 @@
 
 use crate::error::Result;
 use crate::model::Transformer;
+use crate::random::{key, uniform};
 use crate::slices::slice;
 use crate::tap::NoTap;
 use crate::tape::Tape;
@@ -40,7 +41,8 @@ pub fn sample(
         let window = &ids[ids.len().saturating_sub(context)..];
         let logits = model.logits(&Tape::off(), &mut NoTap, window, 1)?;
         let logits = slice(logits.tensor())?;
-        let next = choose(&logits[logits.len() - vocab..], settings, uniform(settings.seed, i as u64));
+        let next =
+            choose(&logits[logits.len() - vocab..], settings, uniform(key(&[settings.seed]), i as u64));
         if Some(next) == stop || !emit(next) {
             break;
         }
@@ -77,14 +79,6 @@ fn choose(logits: &[f32], settings: SampleSettings, u: f64) -> u32 {
         }
     }
     order[kept - 1] as u32
-}
-
-/// A number in [0, 1) that depends on the seed and the position alone (splitmix64).
-fn uniform(seed: u64, i: u64) -> f64 {
-    let mut z = seed.wrapping_add((i + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
 }
 
 #[cfg(test)]

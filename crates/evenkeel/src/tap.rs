@@ -2,8 +2,8 @@
 //!
 //! A [`Tap`] says which sites it wants and is called there with the tensor; it returns the tensor to go on
 //! with. Observing taps (telemetry, inspection, dumps) return it unchanged; transforming taps (fake
-//! quantisation, ablation) change it and are refused while a tape records. With [`NoTap`] nothing is
-//! computed that would not be computed anyway.
+//! quantisation, ablation) change it and are refused while a tape records. Looking changes no bit of what is
+//! computed; with [`NoTap`] nothing is computed that would not be computed anyway.
 
 use candle_core::{Result, Tensor};
 use std::fmt;

@@ -20,8 +20,8 @@ pub(crate) fn run(args: Config, settings: &Settings) -> Result<Exit, Failure> {
             }
         }
         ConfigCommand::Show { preset } => {
-            let mut overrides = vec![Override::new("model.preset", &format!("\"{preset}\""))];
-            overrides.extend(settings.overrides.iter().cloned());
+            let mut overrides = settings.overrides.clone();
+            overrides.push(Override::text("model.preset", &preset));
             let config = RunConfig::from_table(Default::default(), &overrides)?;
             show(&config, settings)?;
         }

@@ -9,6 +9,7 @@ use evenkeel::data::{
     self, DatasetSummary, SplitOutcome, TokenizeProgress, TokenizeSettings, TokenizeStage, TokenizerChoice,
     ValSplit,
 };
+use serde_json::json;
 use std::path::Path;
 
 pub(crate) fn run(args: Data, settings: &Settings) -> Result<Exit, Failure> {
@@ -46,7 +47,12 @@ fn tokenize(args: Tokenize, settings: &Settings) -> Result<Exit, Failure> {
             globs: s.globs.clone(),
             text_key: s.text_key.clone(),
         })?;
-        output::line(&format!("would read {} files and write {}", corpus.files().len(), args.out.display()));
+        let files = corpus.files().len();
+        if settings.json {
+            output::json(&json!({"schema": 1, "dry_run": true, "files": files, "out": args.out}));
+        } else {
+            output::line(&format!("would read {files} files and write {}", args.out.display()));
+        }
         return Ok(Exit::Done);
     }
     let bar = progress::bar(settings, 0, "{prefix:12} {bar:24} {bytes}/{total_bytes} {eta} left");

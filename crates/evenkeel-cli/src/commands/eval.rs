@@ -33,7 +33,7 @@ pub(crate) fn run(args: Eval, settings: &Settings) -> Result<Exit, Failure> {
             evaluation.tokens
         ));
     }
-    Ok(Exit::Done)
+    Ok(if evaluation.loss.is_finite() { Exit::Done } else { Exit::No })
 }
 
 /// Each sequence's tokens but the last are inputs, all but the first are targets.

@@ -57,7 +57,9 @@ impl Limit {
     fn parse(text: &str) -> Result<Self, Failure> {
         let parsed = text.split_once('=').and_then(|(m, v)| Some((m.trim(), v.trim().parse::<f64>().ok()?)));
         match parsed {
-            Some((metric, value)) if METRICS.contains(&metric) => Ok(Self { metric: metric.into(), value }),
+            Some((metric, value)) if METRICS.contains(&metric) && !value.is_nan() => {
+                Ok(Self { metric: metric.into(), value })
+            }
             _ => Err(Failure::input(
                 format!(
                     "--fail-above {text} is not of the form METRIC=VALUE with METRIC one of {}",
@@ -76,7 +78,9 @@ impl Limit {
             "rms" => m.rms,
             _ => m.max_abs,
         };
-        value.is_some_and(|v| v > self.value)
+        // A site whose size is undefined holds values that are not finite: above every limit. Other figures may be
+        // undefined where all is well, such as the kurtosis of zeros.
+        m.rms.is_none() || value.is_some_and(|v| v > self.value)
     }
 }
 

@@ -10,8 +10,11 @@ use evenkeel::checkpoint;
 use evenkeel::data::{Dataset, SamplerSettings, TrainSampler};
 use evenkeel::model::Transformer;
 use evenkeel::quant::{self, QuantReport, Scheme};
+use serde_json::json;
 use std::sync::Arc;
 
+/// More batches than any calibration needs; all are held in memory.
+const MAX_CALIBRATION_BATCHES: usize = 10_000;
 /// Sequences per calibration batch, as in the published recipe.
 const CALIBRATION_SEQUENCES: usize = 8;
 
@@ -20,11 +23,12 @@ pub(crate) fn run(args: Quantize, settings: &Settings) -> Result<Exit, Failure> 
     let model = checkpoint::load_model(&args.model)?;
     let dataset = Source::open(&args.text, &args.model, &model)?.stream("quantize")?;
     if settings.dry_run {
-        output::line(&format!(
-            "would quantise {} parameters with {}",
-            model.parameter_count(),
-            scheme.name()
-        ));
+        let (parameters, scheme) = (model.parameter_count(), scheme.name());
+        if settings.json {
+            output::json(&json!({"schema": 1, "dry_run": true, "scheme": scheme, "parameters": parameters}));
+        } else {
+            output::line(&format!("would quantise {parameters} parameters with {scheme}"));
+        }
         return Ok(Exit::Done);
     }
     let report = quantise(&model, scheme, &dataset, args.calib_batches, settings)?;
@@ -44,6 +48,12 @@ pub(crate) fn quantise(
     calib_batches: usize,
     settings: &Settings,
 ) -> Result<QuantReport, Failure> {
+    if calib_batches > MAX_CALIBRATION_BATCHES {
+        return Err(Failure::input(
+            format!("--calib-batches must be at most {MAX_CALIBRATION_BATCHES}, not {calib_batches}"),
+            "the recipe's number is 4; more than a few dozen change nothing",
+        ));
+    }
     let sampler = TrainSampler::new(
         dataset.clone(),
         SamplerSettings { context: model.config().context, batch_sequences: CALIBRATION_SEQUENCES, seed: 0 },

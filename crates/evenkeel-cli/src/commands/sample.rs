@@ -33,6 +33,9 @@ pub(crate) fn run(args: Sample, settings: &Settings) -> Result<Exit, Failure> {
     };
     let mut ids = Vec::new();
     let mut shown = 0;
+    // Refused before anything is printed.
+    let window = &prompt[prompt.len().saturating_sub(model.config().context)..];
+    model.check_input(window, 1, window.len())?;
     if !settings.json {
         output::result(&args.prompt);
     }
@@ -50,7 +53,8 @@ pub(crate) fn run(args: Sample, settings: &Settings) -> Result<Exit, Failure> {
         let text = tokenizer.decode(&ids);
         output::json(&json!({"schema": 1, "prompt": args.prompt, "text": text, "tokens": ids.len()}));
     } else {
-        output::line("");
+        let text = tokenizer.decode(&ids);
+        output::line(text.get(shown..).unwrap_or_default());
     }
     Ok(Exit::Done)
 }

@@ -8,34 +8,38 @@ use crate::settings::Settings;
 use crate::signals;
 use evenkeel::checkpoint::CheckpointError;
 use evenkeel::config::RunConfig;
-use evenkeel::train::{
-    Control, Event, MemoryPlan, Outcome, RunDir, RunInfo, Trainer, open_data, plan_memory, resolve_vocab,
-};
+use evenkeel::report::run::read_run;
+use evenkeel::report::run_page::run_page;
+use evenkeel::report::write_file;
+use evenkeel::train::{Control, Event, MemoryPlan, Outcome, Prepared, RunDir, RunInfo, Trainer, plan_memory};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 pub(crate) fn run(args: Train, settings: &Settings) -> Result<Exit, Failure> {
-    let mut config = RunConfig::load(&args.config, &settings.overrides)?;
+    let prepared = Prepared::new(RunConfig::load(&args.config, &settings.overrides)?)?;
     if settings.dry_run {
-        let dataset = open_data(&config)?;
-        resolve_vocab(&mut config, &dataset)?;
-        print_plan(&plan_memory(&config)?, settings);
+        print_plan(&plan_memory(prepared.config())?, settings);
         return Ok(Exit::Done);
     }
     let stem = args.config.file_stem().map_or("run".into(), |s| s.to_string_lossy().into_owned());
-    let root = args.out.unwrap_or_else(|| default_dir(&stem, config.train.seed));
-    let dir = RunDir::create(&root, args.resume || settings.force)?;
-    if settings.force && !args.resume {
+    let root = args.out.unwrap_or_else(|| default_dir(&stem, prepared.config().train.seed));
+    let text = std::fs::read_to_string(&args.config)
+        .map_err(|source| CheckpointError::Io { path: args.config.clone(), source })?;
+    // Everything that could refuse the run has been checked: only now is anything touched.
+    let replace = settings.force && !args.resume && root.join("run.json").is_file();
+    let dir = RunDir::create(&root, args.resume || replace)?;
+    if replace {
         dir.clear()?;
     }
-    if !args.resume {
-        let text = std::fs::read_to_string(&args.config)
-            .map_err(|source| CheckpointError::Io { path: args.config.clone(), source })?;
+    if !dir.root().join("config.toml").exists() {
         dir.write("config.toml", &text)?;
     }
     let control = signals::listen(settings.quiet)?;
-    let run = execute(config, dir, args.resume, &stem, settings, &control)?;
+    let run = execute(prepared, dir, args.resume, &stem, settings, &control)?;
+    let page = run.root.join("report");
+    std::fs::create_dir_all(&page).map_err(|source| CheckpointError::Io { path: page.clone(), source })?;
+    write_file(&page.join("index.html"), &run_page(&read_run(&run.root)?))?;
     report(&run, settings);
     Ok(run.exit())
 }
@@ -77,15 +81,15 @@ impl Run {
 
 /// Runs to the end and keeps run.json true.
 pub(crate) fn execute(
-    config: RunConfig,
+    prepared: Prepared,
     dir: RunDir,
     resume: bool,
     name: &str,
     settings: &Settings,
     control: &Control,
 ) -> Result<Run, Failure> {
-    let steps = config.train.steps;
-    let mut trainer = Trainer::new(config, dir.clone(), resume)?;
+    let steps = prepared.config().train.steps;
+    let mut trainer = Trainer::new(prepared, dir.clone(), resume)?;
     if resume && trainer.step() == 0 && !settings.quiet {
         output::note(&format!("{name}: no complete checkpoint to resume from, so it starts anew"));
     }
@@ -102,8 +106,20 @@ pub(crate) fn execute(
             (train_loss, val_loss) = (line.train_loss, line.val_loss.or(val_loss));
         }
         progress.event(&event);
-    })?;
+    });
     progress.finish();
+    let outcome = outcome.inspect_err(|e| {
+        (info.status, info.reason, info.step) = ("failed".into(), Some(e.to_string()), trainer.step());
+        // The error itself is what the user has to see; one about run.json would hide it.
+        let _ = dir.write_info(&info);
+    })?;
+    if train_loss.is_none()
+        && let Some(last) = read_run(dir.root())?.metrics.pop()
+    {
+        // Nothing was left to do: the figures are those of the command that finished it.
+        (train_loss, val_loss) = (last.train_loss, last.val_loss);
+        rates.extend(last.tokens_per_sec);
+    }
     rates.sort_by(f64::total_cmp);
     let run = Run {
         root: dir.root().to_path_buf(),
@@ -173,7 +189,7 @@ pub(crate) fn run_info(settings: &Settings, step: u64) -> RunInfo {
         host: host(),
         device: format!("cpu ({})", evenkeel_kernels::isa::active().name()),
         threads: settings.threads,
-        argv: std::env::args().collect(),
+        argv: std::env::args_os().map(|a| a.to_string_lossy().into_owned()).collect(),
         status: "running".into(),
         step,
         reason: None,
@@ -189,5 +205,10 @@ pub(crate) fn host() -> String {
 fn default_dir(stem: &str, seed: u64) -> PathBuf {
     let now = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
     let stamp: String = now.chars().take(16).filter(|c| *c != ':').collect();
-    Path::new("runs").join(format!("{stamp}-{stem}-s{seed}"))
+    let base = format!("{stamp}-{stem}-s{seed}");
+    let names = std::iter::once(base.clone()).chain((2..).map(|n| format!("{base}-{n}")));
+    names
+        .map(|name| Path::new("runs").join(name))
+        .find(|path| !path.exists())
+        .unwrap_or_else(|| Path::new("runs").join(base))
 }

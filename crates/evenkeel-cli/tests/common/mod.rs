@@ -9,10 +9,13 @@
 use assert_cmd::Command;
 use evenkeel::checkpoint::read_tensors;
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::time::Duration;
+
+/// Every preset of this version.
+pub(crate) const PRESETS: [&str; 4] = ["pre_ln", "pre_rms", "op", "op_paper"];
 
 /// A temporary folder that the program is run in; it goes away with this value.
 pub(crate) struct Sandbox {
@@ -114,7 +117,11 @@ impl Sandbox {
         for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("EVENKEEL_")) {
             command.env_remove(name);
         }
-        command.env("NO_COLOR", "1").current_dir(self.dir.path()).args(args).timeout(Duration::from_secs(120));
+        command
+            .env("NO_COLOR", "1")
+            .current_dir(self.dir.path())
+            .args(args)
+            .timeout(Duration::from_secs(120));
         command
     }
 
@@ -149,17 +156,21 @@ impl Sandbox {
         assert_eq!(lossy(&output.stdout), "", "{args:?} printed a result and failed");
         let stderr = String::from_utf8(output.stderr).unwrap();
         let stderr = stderr.replace(&self.dir.path().display().to_string(), "[DIR]");
-        let (message, hint) = stderr.split_once("\n\n").unwrap_or_else(|| panic!("{args:?}: no hint in {stderr:?}"));
+        let (message, hint) =
+            stderr.split_once("\n\n").unwrap_or_else(|| panic!("{args:?}: no hint in {stderr:?}"));
         let message = message.strip_prefix("error: ").unwrap_or_else(|| panic!("{args:?}: {stderr:?}"));
         let hint = hint.strip_prefix("hint: ").and_then(|h| h.strip_suffix('\n'));
         let hint = hint.unwrap_or_else(|| panic!("{args:?}: {stderr:?}"));
         for (what, line) in [("message", message), ("hint", hint)] {
-            assert!(!line.trim().is_empty() && !line.contains('\n'), "{args:?}: {what} is not one line: {stderr:?}");
+            assert!(
+                !line.trim().is_empty() && !line.contains('\n'),
+                "{args:?}: {what} is not one line: {stderr:?}"
+            );
         }
         stderr
     }
 
-    /// A line of a log.
+    /// The lines of a log.
     pub(crate) fn lines(&self, relative: &str) -> Vec<Value> {
         self.read(relative).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
@@ -176,14 +187,17 @@ pub(crate) fn tensors(path: &Path) -> BTreeMap<String, (Vec<usize>, Vec<f64>)> {
         .collect()
 }
 
+/// Text for messages.
 pub(crate) fn lossy(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
 /// About `bytes` bytes of something like source code; the same for the same seed.
 pub(crate) fn text(seed: u64, bytes: usize) -> String {
-    const NAMES: [&str; 12] =
-        ["count", "total", "width", "depth", "index", "token", "value", "state", "table", "line", "rest", "sum"];
+    const NAMES: [&str; 12] = [
+        "count", "total", "width", "depth", "index", "token", "value", "state", "table", "line", "rest",
+        "sum",
+    ];
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(1);
     let mut draw = |n: usize| {
         // The usual 64-bit linear congruence; its high bits are good enough for text.
@@ -201,4 +215,19 @@ pub(crate) fn text(seed: u64, bytes: usize) -> String {
         };
     }
     out
+}
+
+/// The keys of an object.
+pub(crate) fn keys(value: &Value) -> BTreeSet<&str> {
+    value.as_object().unwrap().keys().map(String::as_str).collect()
+}
+
+/// A number, which null is not.
+pub(crate) fn number(value: &Value) -> f64 {
+    value.as_f64().unwrap_or_else(|| panic!("{value} is no number"))
+}
+
+/// Whether two numbers agree to a relative difference.
+pub(crate) fn close(a: f64, b: f64, relative: f64) -> bool {
+    (a - b).abs() <= relative * a.abs().max(b.abs()).max(1e-12)
 }

@@ -78,7 +78,9 @@ impl Hint for CheckpointError {
                 "give a run directory that `evenkeel train` made, or one of its checkpoints/step-* folders"
                     .into()
             }
-            CheckpointError::Io { .. } => "check the path, its permissions and the space on the disk".into(),
+            CheckpointError::Io { .. } => {
+                "check that the path exists, that you may use it, and that the disk is not full".into()
+            }
             CheckpointError::Damaged { .. } => {
                 "use an older checkpoint of the same run, or make this one again".into()
             }
@@ -143,9 +145,12 @@ pub fn save(
         move |source| CheckpointError::Io { path, source }
     };
     std::fs::create_dir_all(checkpoints).map_err(io(checkpoints))?;
-    if beside.exists() {
-        std::fs::remove_dir_all(&beside).map_err(io(&beside))?;
+    if target.join("state.json").is_file() {
+        // The state of a run is a function of its step: what is there is what would be written.
+        files::write(&checkpoints.join("latest"), name.as_bytes())?;
+        return Ok(target);
     }
+    remove_unfinished(checkpoints)?;
     std::fs::create_dir(&beside).map_err(io(&beside))?;
     write_model(&beside, model, tokenizer)?;
     let mut tensors = BTreeMap::new();
@@ -159,9 +164,6 @@ pub fn save(
     write_tensors(&beside.join("optim.safetensors"), &tensors)?;
     files::write_json(&beside.join("state.json"), state)?;
     files::sync_dir(&beside)?;
-    if target.exists() {
-        std::fs::remove_dir_all(&target).map_err(io(&target))?;
-    }
     std::fs::rename(&beside, &target).map_err(io(&target))?;
     files::sync_dir(checkpoints)?;
     files::write(&checkpoints.join("latest"), name.as_bytes())?;
@@ -171,6 +173,18 @@ pub fn save(
         std::fs::remove_dir_all(&oldest).map_err(io(&oldest))?;
     }
     Ok(target)
+}
+
+/// Removes what a killed process left half written.
+fn remove_unfinished(checkpoints: &Path) -> Result<()> {
+    let io = |source| CheckpointError::Io { path: checkpoints.to_path_buf(), source };
+    for entry in std::fs::read_dir(checkpoints).map_err(io)?.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.starts_with(".step-") && name.ends_with(".tmp") {
+            std::fs::remove_dir_all(entry.path()).map_err(io)?;
+        }
+    }
+    Ok(())
 }
 
 /// Writes model.safetensors, config.json and tokenizer.json into an existing folder.
@@ -278,9 +292,23 @@ pub fn load_state(dir: &Path, model: &Transformer) -> Result<(Vec<State>, RunSta
         if key == "steps" {
             state.steps = tensor.to_vec1::<i64>()?.first().copied().unwrap_or(0) as u64;
         } else {
+            let moments = ["m", "v"].contains(&key);
+            let of = model.parameters().iter().find(|p| p.name == parameter);
+            if of.is_none_or(|p| moments && p.tensor.dims() != tensor.dims()) {
+                return Err(damaged(format!("tensor {name} fits no parameter of the model")));
+            }
             state.tensors.insert(key.to_string(), tensor);
         }
     }
-    let states = model.parameters().iter().map(|p| by_name.remove(&p.name).unwrap_or_default()).collect();
+    let states = model
+        .parameters()
+        .iter()
+        .map(|p| {
+            by_name.remove(&p.name).ok_or_else(|| CheckpointError::Damaged {
+                path: path.clone(),
+                problem: format!("it holds no state for {}", p.name),
+            })
+        })
+        .collect::<Result<Vec<_>>>()?;
     Ok((states, files::read_json(&dir.join("state.json"))?))
 }

@@ -8,11 +8,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::files;
 use super::dataset::{DATA_JSON, Split, SplitCounts, shard_paths};
 use super::error::DataError;
 use super::shards::{ShardWriter, TokenDtype};
 use super::tokenizer::Tokenizer;
+use crate::files;
 
 /// The shards of both splits, each begun when the one before is full.
 pub(super) struct Writers {

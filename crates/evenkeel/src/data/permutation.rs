@@ -9,6 +9,8 @@
 //! [`mix`] is the finaliser of SplitMix64 (Steele, Lea and Flood 2014), and the source of all
 //! randomness in this module. Nothing here is meant to keep secrets.
 
+use crate::random::mix;
+
 /// More than the four that theory asks for, since with few windows a half has only a few bits.
 const ROUNDS: u64 = 8;
 
@@ -52,31 +54,10 @@ impl Permutation {
     }
 }
 
-/// Scrambles 64 bits; a bijection in which every input bit reaches every output bit.
-pub fn mix(value: u64) -> u64 {
-    // The golden ratio in 64 bits, so that 0 does not stay 0.
-    let mut z = value.wrapping_add(0x9E37_79B9_7F4A_7C15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    z ^ (z >> 31)
-}
-
-/// One key from several numbers; their order matters.
-pub fn key(parts: &[u64]) -> u64 {
-    parts.iter().fold(0, |key, &part| mix(key ^ mix(part)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
-
-    #[test]
-    fn mix_is_splitmix64() {
-        // The first outputs of the published generator for seed 0.
-        assert_eq!(mix(0), 0xE220_A839_7B1D_CDAF);
-        assert_eq!(mix(0x9E37_79B9_7F4A_7C15), 0x6E78_9E6A_A1B9_65F4);
-    }
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]

@@ -6,6 +6,7 @@
 //! licence of its own, and [`RegistryCorpus::hash`] lets two machines check that they used the
 //! same.
 
+use crate::random::{FNV_OFFSET, fnv1a};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -146,14 +147,6 @@ fn rust_files(folder: &Path) -> Result<Vec<String>, DataError> {
     }
     files.sort_unstable();
     Ok(files)
-}
-
-// The constants of the 64-bit hash (Fowler, Noll and Vo; RFC 9923).
-const FNV_OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
-const FNV_PRIME: u64 = 0x0000_0100_0000_01b3;
-
-fn fnv1a(hash: u64, bytes: &[u8]) -> u64 {
-    bytes.iter().fold(hash, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(FNV_PRIME))
 }
 
 #[cfg(test)]

@@ -19,7 +19,8 @@ use std::sync::Arc;
 
 use super::dataset::{Dataset, Split};
 use super::error::DataError;
-use super::permutation::{Permutation, key};
+use super::permutation::Permutation;
+use crate::random::key;
 
 /// Tags that keep the random streams apart.
 const ORDER: u64 = 1;

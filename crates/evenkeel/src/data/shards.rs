@@ -18,8 +18,8 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use crate::files::AtomicFile;
 use super::error::DataError;
+use crate::files::AtomicFile;
 
 /// Length of the header in bytes.
 pub const HEADER_BYTES: usize = 1024;

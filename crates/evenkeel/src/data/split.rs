@@ -7,7 +7,7 @@
 //! side should have; and a single document is cut near its end.
 
 use super::dataset::Split;
-use super::permutation::key;
+use crate::random::key;
 
 /// How validation text was set apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]

@@ -12,7 +12,6 @@ use std::borrow::Cow;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::files;
 use super::corpus::{Corpus, CorpusSettings, DEFAULT_TEXT_KEY, Document, Found, SkipReason, Skipped};
 use super::dataset::{DATA_JSON, DataJson, SCHEMA, SourceCounts, Split};
 use super::error::DataError;
@@ -21,6 +20,7 @@ use super::output::{Staging, Writers};
 use super::shards::{MAX_SHARD_TOKENS, TokenDtype};
 use super::split::{SplitOutcome, cut_point, split_documents};
 use super::tokenizer::{Tokenizer, TokenizerKind};
+use crate::files;
 
 /// Text is encoded in batches of about this many bytes, enough for all threads.
 const BATCH_BYTES: usize = 8 << 20;

@@ -24,8 +24,8 @@ use tokenizers::{
     AddedToken, DecoderWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper, TokenizerImpl,
 };
 
-use crate::files;
 use super::error::DataError;
+use crate::files;
 
 /// The token between documents.
 pub const SEPARATOR_TOKEN: &str = "<|endoftext|>";

@@ -64,11 +64,6 @@ impl ChannelStats {
         self.tokens
     }
 
-    /// RMS of each channel over the tokens seen, s_j of Eq 1.
-    pub fn channel_rms(&self) -> Vec<f64> {
-        self.squares.iter().map(|s| (s / self.tokens.max(1) as f64).sqrt()).collect()
-    }
-
     /// The figures.
     pub fn metrics(&self) -> Metrics {
         let finite = |v: f64| v.is_finite().then_some(v);
@@ -139,13 +134,15 @@ pub struct KurtosisSummary {
     pub kurtosis_max_site: Option<String>,
 }
 
-/// Summary over the residual stream's sites; other sites are ignored.
+/// Summary over the residual stream's sites; other sites are ignored. Undefined if one of them is.
 pub fn summarise<'a>(sites: impl IntoIterator<Item = (Site, &'a Metrics)>) -> KurtosisSummary {
-    let stream: Vec<(Site, f64)> = sites
+    let all: Option<Vec<(Site, f64)>> = sites
         .into_iter()
         .filter(|(site, _)| site.is_residual_stream())
-        .filter_map(|(site, m)| m.kurtosis.map(|k| (site, k)))
+        .map(|(site, m)| m.kurtosis.map(|k| (site, k)))
         .collect();
+    // A mean over the sites that happen to be defined would hide the one that broke.
+    let stream = all.unwrap_or_default();
     let worst = stream.iter().max_by(|a, b| a.1.total_cmp(&b.1));
     KurtosisSummary {
         kurtosis_mean: (!stream.is_empty())

@@ -212,16 +212,17 @@ impl ModelConfig {
     /// [`ModelError::Config`] naming the key.
     pub fn validate(&self) -> Result<(), ModelError> {
         let refuse = |key: &'static str, problem: String| Err(ModelError::Config { key, problem });
-        for (key, value) in [
-            ("depth", self.depth),
-            ("width", self.width),
-            ("heads", self.heads),
-            ("vocab", self.vocab),
-            ("context", self.context),
-            ("mlp_ratio", self.mlp_ratio),
+        // The upper ends are far above any model and keep every product of sizes below 2^63.
+        for (key, value, most) in [
+            ("depth", self.depth, 1 << 12),
+            ("width", self.width, 1 << 16),
+            ("heads", self.heads, 1 << 16),
+            ("vocab", self.vocab, 1 << 24),
+            ("context", self.context, 1 << 20),
+            ("mlp_ratio", self.mlp_ratio, 1 << 6),
         ] {
-            if value == 0 {
-                return refuse(key, "must be at least 1".into());
+            if value == 0 || value > most {
+                return refuse(key, format!("must lie between 1 and {most}, not {value}"));
             }
         }
         if !self.width.is_multiple_of(self.heads) {
@@ -230,14 +231,14 @@ impl ModelConfig {
                 format!("must divide width, and {} does not divide {}", self.heads, self.width),
             );
         }
-        for (key, value, low) in [
-            ("norm_eps", self.norm_eps, 0.0),
-            ("qk_norm_eps", self.qk_norm_eps, 0.0),
-            ("alpha", self.alpha, f64::MIN),
-            ("beta", self.beta.resolve(self.depth), f64::MIN),
-        ] {
-            if !value.is_finite() || value < low {
-                return refuse(key, format!("must be a finite number of at least {low}, not {value}"));
+        for (key, value) in [("norm_eps", self.norm_eps), ("qk_norm_eps", self.qk_norm_eps)] {
+            if !value.is_finite() || value < 0.0 {
+                return refuse(key, format!("must be a number of at least 0, not {value}"));
+            }
+        }
+        for (key, value) in [("alpha", self.alpha), ("beta", self.beta.resolve(self.depth))] {
+            if !value.is_finite() {
+                return refuse(key, format!("must be a finite number, not {value}"));
             }
         }
         if self.norm_position == NormPosition::Post && self.norm == Norm::None {

@@ -60,11 +60,11 @@ pub enum ModelError {
     Tensor(#[from] candle_core::Error),
 }
 
-/// At most eight entries, then a count.
+/// At most three entries, then a count.
 fn list(problems: &[String]) -> String {
-    let shown = problems.iter().take(8).cloned().collect::<Vec<_>>().join("; ");
+    let shown = problems.iter().take(3).cloned().collect::<Vec<_>>().join("; ");
     match problems.len() {
-        n if n > 8 => format!("{shown}; and {} more", n - 8),
+        n if n > 3 => format!("{shown}; and {} more", n - 3),
         _ => shown,
     }
 }

@@ -5,6 +5,7 @@
 //! seed and its name alone, so two models share what they have in common.
 
 use super::ModelError;
+use crate::random::{mix, uniform as uniform_below_one};
 use candle_core::{DType, Device, Tensor};
 use std::collections::BTreeMap;
 
@@ -113,8 +114,8 @@ fn initial(seed: u64, name: &str, shape: &[usize], start: Start) -> Result<Tenso
 fn normal_values(seed: u64, name: &str, n: usize, std: f64) -> Vec<f32> {
     let key = name.bytes().fold(mix(seed ^ 0x6576_656e_6b65_656c), |h, b| mix(h ^ b as u64));
     let uniform = |counter: u64| {
-        // 53 bits in (0, 1], so that the logarithm is finite.
-        ((mix(key.wrapping_add(counter)) >> 11) + 1) as f64 / (1u64 << 53) as f64
+        // In (0, 1], so that the logarithm is finite.
+        uniform_below_one(key, counter) + 1.0 / (1u64 << 53) as f64
     };
     (0..n as u64)
         .map(|i| {
@@ -125,14 +126,6 @@ fn normal_values(seed: u64, name: &str, n: usize, std: f64) -> Vec<f32> {
             (value * std) as f32
         })
         .collect()
-}
-
-/// The finaliser of splitmix64 (Steele et al. 2014), applied to a Weyl sequence.
-fn mix(x: u64) -> u64 {
-    let mut z = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }
 
 #[cfg(test)]

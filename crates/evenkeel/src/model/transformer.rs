@@ -265,20 +265,28 @@ impl Transformer {
         });
         let spec = AttentionSpec { heads: self.config.heads, causal: true };
         let places = [Place::AttnQNorm, Place::AttnKNorm, Place::AttnScores, Place::AttnProbs];
-        let context_btd = if places.iter().any(|&p| tap.wants(site(p))) {
+        let looked_into = if places.iter().any(|&p| tap.wants(site(p))) {
             let tap = RefCell::new(&mut *tap);
-            ops::attention_composed(tape, &q_btd, &k_btd, &v_btd, qk_norm, spec, |inner, tensor| {
-                let place = match inner {
-                    Inner::QNorm => Place::AttnQNorm,
-                    Inner::KNorm => Place::AttnKNorm,
-                    Inner::Scores => Place::AttnScores,
-                    Inner::Probs => Place::AttnProbs,
-                };
-                let mut tap = tap.borrow_mut();
-                if tap.wants(site(place)) { tap.visit(site(place), tensor) } else { Ok(tensor) }
-            })?
+            let off = Tape::off();
+            let composed =
+                ops::attention_composed(&off, &q_btd, &k_btd, &v_btd, qk_norm, spec, |inner, tensor| {
+                    let place = match inner {
+                        Inner::QNorm => Place::AttnQNorm,
+                        Inner::KNorm => Place::AttnKNorm,
+                        Inner::Scores => Place::AttnScores,
+                        Inner::Probs => Place::AttnProbs,
+                    };
+                    let mut tap = tap.borrow_mut();
+                    if tap.wants(site(place)) { tap.visit(site(place), tensor) } else { Ok(tensor) }
+                })?;
+            Some(composed)
         } else {
-            ops::attention(tape, &q_btd, &k_btd, &v_btd, qk_norm, spec)?
+            None
+        };
+        // Who only looks must not change a bit of what is computed: the kernel runs all the same.
+        let context_btd = match looked_into {
+            Some(composed) if tap.transforms() => composed,
+            _ => ops::attention(tape, &q_btd, &k_btd, &v_btd, qk_norm, spec)?,
         };
         let context_btd = visit(tap, site(Place::AttnContext), context_btd)?;
         let out_btd = visit(tap, site(Place::AttnOut), attn.out.forward(tape, &context_btd, None)?)?;

@@ -20,6 +20,7 @@ pub struct AttentionSpec {
 }
 
 /// QK-RMSNorm: gains of shape (d_head) for queries and keys, ε outside the root.
+#[derive(Clone, Copy)]
 pub struct QkNormSpec<'a> {
     /// Gain of the queries, shared by all heads.
     pub q_gain: &'a Value,

@@ -94,7 +94,8 @@ pub fn linear(
     let y = tensor(y, shape)?;
 
     let saved = match act {
-        Some(_) if keeps_input => Some(tensor(pre_activation, rows * d_out).unwrap_or_else(|_| y.clone())),
+        Some(_) if !tape.is_recording() => None,
+        Some(_) if keeps_input => Some(tensor(pre_activation, rows * d_out)?),
         Some(_) => Some(y.clone()),
         None => None,
     };

@@ -55,8 +55,7 @@ impl Optimizer for AdamW {
             state.steps += 1;
             let n = state.steps as i32;
             let coefficients = kernel::AdamW {
-                beta1: self.beta1 as f32,
-                beta2: self.beta2 as f32,
+                betas: kernel::Betas::new(self.beta1, self.beta2),
                 step_size: (slot.lr / (1.0 - self.beta1.powi(n))) as f32,
                 inv_sqrt_correction: (1.0 / (1.0 - self.beta2.powi(n)).sqrt()) as f32,
                 eps: self.eps as f32,

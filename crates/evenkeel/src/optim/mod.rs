@@ -91,22 +91,18 @@ pub struct OptimConfig {
     pub weight_decay: f64,
     /// Largest global gradient norm; 0 turns clipping off.
     pub clip_norm: f64,
-    /// SOAP: steps between refreshes of the bases.
-    #[serde(default, skip_serializing_if = "is_zero")]
-    pub precondition_frequency: u64,
+    /// SOAP: steps between refreshes of the bases; 0 means never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub precondition_frequency: Option<u64>,
     /// SOAP: a side longer than this keeps the identity.
-    #[serde(default, skip_serializing_if = "is_zero")]
-    pub max_precond_dim: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_precond_dim: Option<usize>,
     /// SOAP: decay of the factors L and R; negative means β2.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shampoo_beta: Option<f64>,
     /// Exceptions by parameter name.
     #[serde(default)]
     pub group: Vec<groups::GroupConfig>,
-}
-
-fn is_zero(v: &u64) -> bool {
-    *v == 0
 }
 
 impl OptimConfig {
@@ -125,10 +121,10 @@ impl OptimConfig {
             eps: 1e-8,
             weight_decay: 0.1,
             clip_norm: 1.0,
-            precondition_frequency: if soap { 10 } else { 0 },
+            precondition_frequency: soap.then_some(10),
             // 2048 leaves the vocabulary side of embedding and head alone, as the published reference's
             // default of 10000 does for vocabularies above it.
-            max_precond_dim: if soap { 2048 } else { 0 },
+            max_precond_dim: soap.then_some(2048),
             shampoo_beta: soap.then_some(-1.0),
             group: Vec::new(),
         }
@@ -143,8 +139,8 @@ impl OptimConfig {
                 beta2: self.beta2,
                 shampoo_beta: self.shampoo_beta.filter(|b| *b >= 0.0).unwrap_or(self.beta2),
                 eps: self.eps,
-                precondition_frequency: self.precondition_frequency,
-                max_precond_dim: self.max_precond_dim as usize,
+                precondition_frequency: self.precondition_frequency.unwrap_or(10),
+                max_precond_dim: self.max_precond_dim.unwrap_or(2048),
             }),
         }
     }

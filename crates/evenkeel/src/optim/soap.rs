@@ -40,7 +40,7 @@ use crate::slices::{slice, tensor, with_slice_mut, with_slices_mut};
 use candle_core::{Result, Tensor, bail};
 use evenkeel_kernels::gemm::{View, Write, gemm};
 use evenkeel_kernels::optimizer as kernel;
-use faer::{Mat, MatRef, Side};
+use faer::{Mat, MatRef, Par, Side};
 use rayon::prelude::*;
 
 /// SOAP's settings.
@@ -69,6 +69,8 @@ impl Optimizer for Soap {
     }
 
     fn step(&self, slots: &mut [Slot]) -> Result<()> {
+        // Decompositions run one per task on one thread each, whatever features faer was built with.
+        faer::set_global_parallelism(Par::Seq);
         let mut refreshed = Vec::new();
         for (i, slot) in slots.iter_mut().enumerate() {
             if slot.state.tensors.is_empty() {
@@ -172,8 +174,7 @@ impl Soap {
                         m,
                         v,
                         u,
-                        self.beta1 as f32,
-                        self.beta2 as f32,
+                        kernel::Betas::new(self.beta1, self.beta2),
                         self.eps as f32,
                     );
                 }
@@ -201,7 +202,7 @@ impl Soap {
             let (a, b) = if side == 0 { (g, g.t()) } else { (g.t(), g) };
             gemm(a, b, &mut product, Write::Replace);
             with_slice_mut(gg, |gg| {
-                kernel::lerp(gg, &product, 1.0 - self.shampoo_beta as f32);
+                kernel::lerp(gg, &product, (1.0 - self.shampoo_beta) as f32);
                 Ok(())
             })?;
         }

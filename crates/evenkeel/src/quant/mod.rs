@@ -25,6 +25,9 @@ pub enum QuantError {
         /// All names.
         known: String,
     },
+    /// A block whose quantiser places are not settled.
+    #[error("quantising a model with norm_position = \"post\" is not supported yet")]
+    PostNorm,
     /// No calibration batch.
     #[error("calibration needs at least one batch")]
     NoCalibration,
@@ -46,6 +49,7 @@ impl Hint for QuantError {
     fn hint(&self) -> String {
         match self {
             QuantError::UnknownScheme { .. } => "use --scheme w8a8".into(),
+            QuantError::PostNorm => "quantise a pre-norm or OP model".into(),
             QuantError::NoCalibration => "give --calib-batches 4, the recipe's number".into(),
             QuantError::NonFinite { .. } => {
                 "the model has diverged; quantise an earlier checkpoint of the run".into()

@@ -6,13 +6,13 @@
 //! the raw branch output is not. Calibration is one joint pass with all quantisers on: each updates its range
 //! with what it sees and quantises with it at once.
 
+use super::QuantError;
 use super::grid::Quantiser;
 use super::ranges::{RunningRange, mse_symmetric};
-use super::{QuantError, ranges};
 use crate::data::{Batch, ValidationBlocks};
 use crate::error::Result;
 use crate::model::Transformer;
-use crate::model::config::{ModelConfig, Norm, QkNorm};
+use crate::model::config::{ModelConfig, Norm, NormPosition, QkNorm};
 use crate::slices::{slice, tensor, with_slice_mut};
 use crate::tap::{NoTap, Place, Site, Tap};
 use crate::tape::Tape;
@@ -288,6 +288,9 @@ pub fn quantize(
     if calibration.is_empty() {
         return Err(QuantError::NoCalibration.into());
     }
+    if model.config().norm_position == NormPosition::Post {
+        return Err(QuantError::PostNorm.into());
+    }
     let total = calibration.len() as u64 + blocks.blocks();
     let mut done = 0;
     let (rounded, weights) = quantise_weights(model)?;
@@ -313,22 +316,24 @@ pub fn quantize(
 
     let mut sites = Vec::new();
     let mut bytes = 0;
-    for (p, after) in model.parameters().iter().zip(rounded.parameters()) {
-        let elements = p.tensor.elem_count() as u64;
-        let Some(q) = weights.get(&p.name) else {
+    // Of the rounded model, which holds a float copy of a tied head.
+    for after in rounded.parameters() {
+        let elements = after.tensor.elem_count() as u64;
+        let before = model.parameters().iter().find(|p| p.name == after.name);
+        let (Some(q), Some(before)) = (weights.get(&after.name), before) else {
             bytes += 4 * elements;
             continue;
         };
         // The step is a float32 beside the integers.
         bytes += elements + 4;
         let (lo, hi) = q.limits();
-        let (error, energy) = errors(&slice(&p.tensor)?, &slice(&after.tensor)?);
-        sites.push(site_line(p.name.clone(), q, lo, hi, error, energy));
+        let (error, energy) = errors(&slice(&before.tensor)?, &slice(&after.tensor)?);
+        sites.push(site_line(after.name.clone(), q, lo, hi, error, energy));
     }
     let mut worst: Option<(f64, String)> = None;
     for (site, (lo, hi), q) in tap.quantisers() {
         let a = &tap.sites[&site];
-        let line = site_line(site.to_string(), &q, lo, hi, a.error, a.energy);
+        let line = site_line(site.to_string(), &q, lo.min(0.0), hi.max(0.0), a.error, a.energy);
         if let Some(error) = line.error
             && worst.as_ref().is_none_or(|w| error > w.0)
         {
@@ -450,13 +455,4 @@ fn compare_row(f: &[f32], q: &[f32], target: usize) -> (f64, f64, f64, bool) {
         })
         .sum::<f64>();
     (lse_f - f[target] as f64, lse_q - q[target] as f64, kl, best_f == best_q)
-}
-
-/// The documented constants, for reports.
-pub fn recipe() -> String {
-    format!(
-        "weights int8 per tensor (least squared error of 100 ranges), activations int8 per tensor, static \
-         (running percentile {}), float head",
-        ranges::PERCENTILE
-    )
 }

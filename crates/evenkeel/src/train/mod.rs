@@ -15,7 +15,7 @@ pub use guard::{Divergence, Guard};
 pub use log::{StatsLine, StepLine};
 pub use memory::{MemoryPlan, peak_rss_bytes, plan_memory};
 pub use run_dir::{RunDir, RunInfo};
-pub use trainer::{Control, Event, Outcome, Trainer, open_data, resolve_vocab};
+pub use trainer::{Control, Event, Outcome, Prepared, Trainer};
 
 use crate::error::Hint;
 use std::path::PathBuf;
@@ -63,7 +63,7 @@ impl Hint for TrainError {
     fn hint(&self) -> String {
         match self {
             TrainError::Exists { .. } => {
-                "add --resume to go on with it, --force to start it anew, or choose another --out".into()
+                "add --resume to go on with a run, --force to replace it (only a run is replaced), or choose another --out".into()
             }
             TrainError::OtherConfig { .. } => {
                 "resume with the configuration in the run directory's config.toml, or choose another --out"

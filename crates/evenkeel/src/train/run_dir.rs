@@ -29,7 +29,7 @@ pub struct RunInfo {
     pub threads: usize,
     /// The command line.
     pub argv: Vec<String>,
-    /// "running", "finished", "interrupted" or "diverged".
+    /// "running", "finished", "interrupted", "diverged" or "failed".
     pub status: String,
     /// Steps finished.
     pub step: u64,

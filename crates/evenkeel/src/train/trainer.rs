@@ -101,66 +101,90 @@ struct StepResult {
     stats: Option<Vec<(Site, Metrics)>>,
 }
 
-/// Opens the data that a configuration names.
-///
-/// # Errors
-/// If none is named, or it cannot be read.
-pub fn open_data(config: &RunConfig) -> Result<Dataset> {
-    let (path, val) = (&config.data.path, &config.data.val_path);
-    if path.is_empty() {
-        return Err(TrainError::NoData.into());
-    }
-    Ok(if val.is_empty() && Path::new(path).is_dir() {
-        Dataset::open(Path::new(path))?
-    } else {
-        let val = if val.is_empty() { vec![] } else { vec![PathBuf::from(val)] };
-        Dataset::from_shards(vec![PathBuf::from(path)], val)?
-    })
+/// A configuration whose data, sizes and starting weights have been found usable. Nothing is written yet.
+pub struct Prepared {
+    config: RunConfig,
+    sampler: TrainSampler,
+    tokenizer: Option<PathBuf>,
+    start: Option<Transformer>,
 }
 
-/// Takes the vocabulary from the data where the configuration leaves it open.
-///
-/// # Errors
-/// If the data's is larger than the model's, or neither says.
-pub fn resolve_vocab(config: &mut RunConfig, dataset: &Dataset) -> Result<()> {
-    match (config.model.vocab, dataset.vocab()) {
-        (0, Some(data)) => config.model.vocab = data,
-        (model, Some(data)) if data > model => return Err(TrainError::Vocabulary { data, model }.into()),
-        _ => {}
-    }
-    Ok(())
-}
-
-impl Trainer {
-    /// Prepares a run in `dir`: from the newest complete checkpoint there if `resume`, else from the start.
+impl Prepared {
+    /// Opens the data, takes the vocabulary from it where the configuration leaves it open, and checks everything
+    /// that could refuse the run.
     ///
     /// # Errors
-    /// If data, configuration, or checkpoint cannot be used.
-    pub fn new(mut config: RunConfig, dir: RunDir, resume: bool) -> Result<Self> {
+    /// If no data is named, it cannot be read or does not fit, the model makes no network, or the weights that it
+    /// starts from do not fit.
+    pub fn new(mut config: RunConfig) -> Result<Self> {
         let mut dataset = open_data(&config)?;
-        resolve_vocab(&mut config, &dataset)?;
+        match (config.model.vocab, dataset.vocab()) {
+            (0, Some(data)) => config.model.vocab = data,
+            (model, Some(data)) if data > model => return Err(TrainError::Vocabulary { data, model }.into()),
+            _ => {}
+        }
+        config.model.validate()?;
         dataset.limit_vocab(config.model.vocab)?;
         let tokenizer = Some(dataset.path().join("tokenizer.json"))
             .filter(|path| dataset.path().is_dir() && path.is_file());
-        let dataset = Arc::new(dataset);
         let sampler = TrainSampler::new(
-            dataset.clone(),
+            Arc::new(dataset),
             SamplerSettings {
                 context: config.model.context,
                 batch_sequences: config.train.batch_sequences,
                 seed: config.train.seed,
             },
         )?;
+        if !sampler.dataset().is_empty(Split::Val) {
+            // Found now rather than at the first evaluation.
+            ValidationBlocks::new(sampler.dataset().clone(), Split::Val, config.model.context, 1, None)?;
+        }
+        let start = match config.init_from.as_str() {
+            "" => None,
+            path => Some(weights_of(Path::new(path), &config)?),
+        };
+        Ok(Self { config, sampler, tokenizer, start })
+    }
+
+    /// The configuration, its vocabulary known.
+    pub fn config(&self) -> &RunConfig {
+        &self.config
+    }
+}
+
+fn open_data(config: &RunConfig) -> Result<Dataset> {
+    let (path, val) = (&config.data.path, &config.data.val_path);
+    if path.is_empty() {
+        return Err(TrainError::NoData.into());
+    }
+    Ok(if val.is_empty() {
+        Dataset::open(Path::new(path))?
+    } else {
+        Dataset::from_shards(vec![PathBuf::from(path)], vec![PathBuf::from(val)])?
+    })
+}
+
+impl Trainer {
+    /// Prepares a run in `dir`: from the newest complete checkpoint there if `resume`, else from the start.
+    ///
+    /// # Errors
+    /// If the run was started with another configuration, its checkpoint is damaged, or the disk refuses.
+    pub fn new(prepared: Prepared, dir: RunDir, resume: bool) -> Result<Self> {
+        let Prepared { config, sampler, tokenizer, start } = prepared;
+        let dataset = sampler.dataset().clone();
         let checkpoint = if resume { checkpoint::complete(&dir.checkpoints())?.pop() } else { None };
-        let (model, states, state) = match &checkpoint {
-            Some(folder) => {
-                check_same(&dir, &config)?;
+        let (model, states, state) = match (&checkpoint, start) {
+            (Some(folder), _) => {
                 let model = checkpoint::load_model(folder)?;
+                check_same(&dir, &config, &model)?;
                 let (states, state) = checkpoint::load_state(folder, &model)?;
                 (model, states, state)
             }
-            None => {
-                let model = starting_model(&config)?;
+            (None, start) => {
+                let model = match start {
+                    Some(model) => model,
+                    None => Transformer::new(config.model.clone(), config.train.seed)?,
+                };
                 let states = vec![State::default(); model.parameters().len()];
                 let fresh = RunState { schema: 1, step: 0, tokens: 0, first_loss: None, guard_count: 0 };
                 (model, states, fresh)
@@ -390,11 +414,8 @@ fn due(step: u64, every: u64, steps: u64) -> bool {
     step == steps || (every > 0 && step.is_multiple_of(every))
 }
 
-fn starting_model(config: &RunConfig) -> Result<Transformer> {
-    if config.init_from.is_empty() {
-        return Ok(Transformer::new(config.model.clone(), config.train.seed)?);
-    }
-    let path = Path::new(&config.init_from);
+/// The weights of the MODEL at `path`, in this configuration's network.
+fn weights_of(path: &Path, config: &RunConfig) -> Result<Transformer> {
     let source = checkpoint::load_model(path)?;
     let mut tensors = source.parameters().iter().map(|p| (p.name.clone(), p.tensor.clone())).collect();
     Transformer::from_tensors(config.model.clone(), &mut tensors).map_err(|e| match e {
@@ -406,10 +427,15 @@ fn starting_model(config: &RunConfig) -> Result<Transformer> {
 }
 
 /// Refuses to go on with another network, data order or schedule than the run was started with.
-fn check_same(dir: &RunDir, config: &RunConfig) -> Result<()> {
-    let Ok(text) = std::fs::read_to_string(dir.resolved()) else { return Ok(()) };
+fn check_same(dir: &RunDir, config: &RunConfig, model: &Transformer) -> Result<()> {
+    let other = |difference: String| TrainError::OtherConfig { path: dir.root().to_path_buf(), difference };
+    let same_model = || match model.config() == &config.model {
+        true => Ok(()),
+        false => Err(other("[model] is not that of its checkpoint".into()).into()),
+    };
+    let Ok(text) = std::fs::read_to_string(dir.resolved()) else { return same_model() };
     let (Ok(old), Ok(new)) = (text.parse::<toml::Table>(), config.to_toml()?.parse::<toml::Table>()) else {
-        return Ok(());
+        return same_model();
     };
     for section in ["model", "data", "optim", "train"] {
         let keys = |t: &toml::Table| t.get(section).and_then(|s| s.as_table()).cloned().unwrap_or_default();
@@ -421,12 +447,8 @@ fn check_same(dir: &RunDir, config: &RunConfig) -> Result<()> {
                 continue;
             }
             let show = |t: &toml::Table| t.get(key).map_or("absent".to_string(), |v| v.to_string());
-            return Err(TrainError::OtherConfig {
-                path: dir.root().to_path_buf(),
-                difference: format!("{section}.{key} was {} and is now {}", show(&old), show(&new)),
-            }
-            .into());
+            return Err(other(format!("{section}.{key} was {} and is now {}", show(&old), show(&new))).into());
         }
     }
-    Ok(())
+    same_model()
 }

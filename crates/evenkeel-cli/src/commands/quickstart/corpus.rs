@@ -5,6 +5,7 @@ use evenkeel::data::{
     Corpus as Files, CorpusSettings, Dataset, Document, TokenizeSettings, TokenizerChoice, ValSplit,
     cargo_registry_corpus, default_cargo_home, read_capped, tokenize_documents,
 };
+use evenkeel::random::{FNV_OFFSET, fnv1a};
 use std::path::Path;
 
 /// Text at most: enough for half an hour of training, read and tokenised in seconds.
@@ -50,11 +51,7 @@ pub(super) fn read(path: Option<&Path>) -> Result<Corpus, Failure> {
     let files = Files::find(&CorpusSettings::new(vec![path.to_path_buf()]))?;
     let (documents, _) = read_capped(&files, MAX_BYTES)?;
     let bytes: u64 = documents.iter().map(|d| d.text.len() as u64).sum();
-    // FNV-1a, as for the default corpus.
-    let hash = documents
-        .iter()
-        .flat_map(|d| d.text.bytes())
-        .fold(0xcbf2_9ce4_8422_2325, |h: u64, b| (h ^ b as u64).wrapping_mul(0x0000_0100_0000_01b3));
+    let hash = documents.iter().fold(FNV_OFFSET, |hash, d| fnv1a(hash, d.text.as_bytes()));
     let what = format!("text from {}", path.display());
     Ok(Corpus { files: documents.len() as u64, bytes, hash, documents, what })
 }

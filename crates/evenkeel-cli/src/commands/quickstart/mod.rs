@@ -25,8 +25,9 @@ use evenkeel::report::quickstart::{
 };
 use evenkeel::report::run::read_run;
 use evenkeel::report::write_file;
-use evenkeel::train::{Control, Outcome, RunDir};
+use evenkeel::train::{Control, Outcome, Prepared, RunDir};
 use plan::{Plan, Side};
+use serde_json::json;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
@@ -43,13 +44,23 @@ pub(crate) fn run(args: Quickstart, settings: &Settings) -> Result<Exit, Failure
     let begun = Instant::now();
     let corpus = corpus::read(args.corpus.as_deref())?;
     if settings.dry_run {
-        let files = corpus.files;
-        output::line(&format!(
-            "would train four models for {} minutes on {files} files ({} bytes) and write {}",
-            args.minutes,
-            corpus.bytes,
-            args.out.display()
-        ));
+        if settings.json {
+            output::json(&json!({
+                "schema": 1,
+                "dry_run": true,
+                "corpus": {"files": corpus.files, "bytes": corpus.bytes},
+                "minutes": args.minutes,
+                "out": args.out,
+            }));
+        } else {
+            output::line(&format!(
+                "would train four models for {} minutes on {} files ({} bytes) and write {}",
+                args.minutes,
+                corpus.files,
+                corpus.bytes,
+                args.out.display()
+            ));
+        }
         return Ok(Exit::Done);
     }
     let request = plan::Request {
@@ -59,7 +70,7 @@ pub(crate) fn run(args: Quickstart, settings: &Settings) -> Result<Exit, Failure
         corpus_hash: format!("{:016x}", corpus.hash),
     };
     let control = signals::listen(settings.quiet)?;
-    let earlier = plan::open(&args.out, &request, settings.force)?;
+    let mut plan = plan::open(&args.out, request, settings.force)?;
     let say = |text: &str| {
         if !settings.quiet {
             output::note(text);
@@ -68,22 +79,26 @@ pub(crate) fn run(args: Quickstart, settings: &Settings) -> Result<Exit, Failure
     say(&format!("corpus: {} files, {:.1} MB of {}", corpus.files, corpus.bytes as f64 / 1e6, corpus.what));
     let data = args.out.join("data");
     let dataset = Arc::new(corpus::tokenised(&corpus, &data)?);
-    let plan = match earlier {
-        Some(plan) => {
-            say(&format!("continuing in {}: {} steps for each of four runs", args.out.display(), plan.steps));
-            plan
+    let steps = match plan.steps {
+        Some(steps) => {
+            say(&format!("going on in {}: {steps} steps for each of four runs", args.out.display()));
+            steps
         }
         None => {
             say("timing a few steps of both sides");
-            let plan = plan::make(request, &data, &args.out, &control)?;
-            say(&format!("{} steps for each of four runs, about {:.0} minutes", plan.steps, args.minutes));
-            plan
+            let Some(made) = plan::make(plan, &data, &args.out, &control)? else {
+                return Ok(Exit::Interrupted);
+            };
+            plan = made;
+            let steps = plan.steps.unwrap_or_default();
+            say(&format!("{steps} steps for each of four runs, about {} minutes in all", args.minutes));
+            steps
         }
     };
 
     let mut runs = Vec::new();
     for (side, lr) in plan::RUNS {
-        match one_run(&plan, side, lr, &data, &dataset, &args.out, settings, &control)? {
+        match one_run(side, lr, steps, &plan, &data, &dataset, &args.out, settings, &control)? {
             Some(run) => runs.push(run),
             None => return Ok(Exit::Interrupted),
         }
@@ -110,9 +125,10 @@ pub(crate) fn run(args: Quickstart, settings: &Settings) -> Result<Exit, Failure
 /// Trains (or finishes) one run, measures and quantises it; `None` if it was interrupted.
 #[allow(clippy::too_many_arguments)]
 fn one_run(
-    plan: &Plan,
     side: Side,
     lr: f64,
+    steps: u64,
+    plan: &Plan,
     data: &Path,
     dataset: &Arc<Dataset>,
     out: &Path,
@@ -121,11 +137,11 @@ fn one_run(
 ) -> Result<Option<QuickstartRun>, Failure> {
     let name = format!("{}-{}-lr{lr}", side.block(), side.optimizer());
     let relative = format!("runs/{name}");
-    let config = plan::config(side, lr, plan.steps, plan.request.seed, data)?;
+    let config = plan::config(side, lr, steps, plan.request.seed, data)?;
     let dir = RunDir::create(&out.join(&relative), true)?;
     dir.write("config.toml", &config.to_toml()?)?;
     let resume = dir.checkpoints().is_dir();
-    let run = execute(config, dir, resume, &name, settings, control)?;
+    let run = execute(Prepared::new(config)?, dir, resume, &name, settings, control)?;
     let mut result = QuickstartRun {
         name,
         block: side.block().into(),
@@ -133,7 +149,7 @@ fn one_run(
         lr_peak: lr,
         steps: run.trainer.step(),
         parameters: run.trainer.model().parameter_count() as u64,
-        tokens_per_sec: run.tokens_per_sec.or_else(|| logged_speed(&run)),
+        tokens_per_sec: logged_speed(&run).or(run.tokens_per_sec),
         val_loss: None,
         kurtosis_mean: None,
         kurtosis_max: None,
@@ -170,7 +186,7 @@ fn kurtosis(run: &Run, dataset: &Arc<Dataset>) -> Result<KurtosisSummary, Failur
     Ok(inspect::inspect(model, batches.map(|b| b.map_err(evenkeel::Error::from)))?.summary)
 }
 
-/// Speed of a run that an earlier command finished, from its log.
+/// Median speed over the whole log, also of a run that an earlier command began.
 fn logged_speed(run: &Run) -> Option<f64> {
     let lines = read_run(&run.root).ok()?.metrics;
     let mut rates: Vec<f64> = lines.iter().skip(1).filter_map(|l| l.tokens_per_sec).collect();
@@ -183,7 +199,7 @@ fn context(plan: &Plan, corpus: &corpus::Corpus, settings: &Settings, begun: Ins
     QuickstartContext {
         version: format!("evenkeel {}{revision}", env!("CARGO_PKG_VERSION")),
         command: std::iter::once("evenkeel".to_string())
-            .chain(std::env::args().skip(1))
+            .chain(std::env::args_os().skip(1).map(|a| a.to_string_lossy().into_owned()))
             .collect::<Vec<_>>()
             .join(" "),
         host: format!("{}, {} threads, {}", host(), settings.threads, evenkeel_kernels::isa::active().name()),
