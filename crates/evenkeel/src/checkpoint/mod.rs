@@ -266,7 +266,9 @@ pub fn load_model(path: &Path) -> Result<Transformer> {
 fn load_config(dir: &Path) -> Result<ModelConfig> {
     let path = dir.join("config.json");
     let value: serde_json::Value = files::read_json(&path)?;
-    let found = value.get("model_type").and_then(|v| v.as_str()).unwrap_or("none").to_string();
+    let Some(found) = value.get("model_type").and_then(|v| v.as_str()).map(String::from) else {
+        return Err(CheckpointError::Damaged { path, problem: "it has no \"model_type\"".into() });
+    };
     if found != MODEL_TYPE {
         return Err(CheckpointError::UnknownArchitecture { path, found });
     }

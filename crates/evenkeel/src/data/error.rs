@@ -413,7 +413,7 @@ impl Hint for DataError {
                 path.display()
             ),
             E::JsonlLine { .. } => "each line of a .jsonl file is one object such as {\"text\": \"...\"}; rename the file to .txt to read it as plain text".into(),
-            E::JsonlText { .. } => "set the text key to the one that holds the text, or add the missing text".into(),
+            E::JsonlText { .. } => "name the key that holds the text with --text-key, or add the missing text".into(),
             E::CorpusChanged { .. } => "run again once nothing writes to the input files any more".into(),
             E::LockParse { .. } => "write it anew with `cargo generate-lockfile`".into(),
             E::CrateNotLocked { .. } | E::RegistryEmpty { .. } => "pass --corpus PATH to name a text file or folder instead".into(),

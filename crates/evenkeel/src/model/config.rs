@@ -72,7 +72,7 @@ pub enum Projection {
 
 /// The gain on both branches of every block.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected a number or \"inv_sqrt_depth\"")]
 pub enum Beta {
     /// A number.
     Value(f64),

@@ -61,7 +61,7 @@ pub enum ModelError {
 }
 
 /// At most three entries, then a count.
-fn list(problems: &[String]) -> String {
+pub(crate) fn list(problems: &[String]) -> String {
     let shown = problems.iter().take(3).cloned().collect::<Vec<_>>().join("; ");
     match problems.len() {
         n if n > 3 => format!("{shown}; and {} more", n - 3),

@@ -8,7 +8,7 @@ use crate::config::RunConfig;
 use crate::data::{Batch, Dataset, SamplerSettings, Split, TrainSampler, ValidationBlocks};
 use crate::error::{Error, Result};
 use crate::metrics::{KurtosisSummary, Metrics, MetricsTap, summarise};
-use crate::model::{ModelError, Transformer};
+use crate::model::{ModelError, Transformer, list};
 use crate::names::NameFilter;
 use crate::optim::{self, Optimizer, Schedule, Slot, State, groups};
 use crate::tap::{NoTap, Site, Tap};
@@ -419,8 +419,8 @@ fn weights_of(path: &Path, config: &RunConfig) -> Result<Transformer> {
     let source = checkpoint::load_model(path)?;
     let mut tensors = source.parameters().iter().map(|p| (p.name.clone(), p.tensor.clone())).collect();
     Transformer::from_tensors(config.model.clone(), &mut tensors).map_err(|e| match e {
-        ModelError::Weights { .. } => {
-            Error::from(TrainError::InitFrom { path: path.to_path_buf(), problem: e.to_string() })
+        ModelError::Weights { problems } => {
+            Error::from(TrainError::InitFrom { path: path.to_path_buf(), problem: list(&problems) })
         }
         other => other.into(),
     })
