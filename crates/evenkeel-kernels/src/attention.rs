@@ -1,7 +1,7 @@
 //! Softmax attention by blocks of queries, with optional QK-RMSNorm, forward and backward.
 //!
 //! `out_h = softmax(scale · q_h k_hᵀ) v_h` for each head h, heads side by side in rows of `heads · d_head`.
-//! A task is one head of one sequence; it walks blocks of [`QUERIES`] rows so that the scores of a block stay
+//! A task is one head of one sequence; it walks blocks of `QUERIES` rows so that the scores of a block stay
 //! in L2, and a causal task never computes keys after its block. The scores are not kept: the backward
 //! recomputes them from the saved row statistic log Σ exp (as in FlashAttention, arXiv 2205.14135).
 //!

@@ -1,6 +1,6 @@
 //! The output head and the cross-entropy loss as one operation: the logits matrix is never held.
 //!
-//! Rows are taken [`ROWS`] at a time: logits, loss, and, while the chunk is still in cache, the gradient
+//! Rows are taken `ROWS` at a time: logits, loss, and, while the chunk is still in cache, the gradient
 //! `(softmax - onehot) / rows` and its two products. A chunk is 256 × vocabulary floats.
 
 use crate::gemm::{View, Write, gemm, gemm_then};
@@ -20,7 +20,7 @@ pub struct HeadGradients {
     pub weight: Vec<f32>,
 }
 
-/// Mean over rows of -log softmax(x Wᵀ)[target], with gradients if `want_gradients`.
+/// Mean over rows of -log softmax(x Wᵀ) at the target, with gradients if `want_gradients`.
 /// `x` is (rows, width), `weight` (vocab, width).
 ///
 /// # Panics

@@ -103,7 +103,7 @@ pub fn with_slices_mut<R>(tensors: &[&Tensor], f: impl FnOnce(&mut [&mut [f32]])
             bail!("an in-place operation was given the same storage twice");
         }
     }
-    fn nest<'a, R>(tensors: &[&Tensor], held: Vec<&'a mut [f32]>, f: Body<'_, R>) -> Result<R> {
+    fn nest<R>(tensors: &[&Tensor], held: Vec<&mut [f32]>, f: Body<'_, R>) -> Result<R> {
         let mut held = held;
         match tensors.split_first() {
             None => f(&mut held),

@@ -15,7 +15,7 @@ pub fn head_logits(tape: &Tape, x: &Value, weight: &Value) -> Result<Value> {
     linear(tape, x, weight, None, None)
 }
 
-/// Mean over tokens of -log softmax(x Wᵀ)[target], a scalar in float64 for float64 inputs and float32
+/// Mean over tokens of -log softmax(x Wᵀ) at the target, a scalar in float64 for float64 inputs and float32
 /// otherwise. `targets` are ids below the vocabulary (checked by the caller).
 ///
 /// The kernel computes the gradients during the forward pass, while a chunk of logits is in cache, and the

@@ -68,7 +68,7 @@ pub struct Guard {
 }
 
 impl Guard {
-    /// Looks at one step's figures before they are used. Names of sites are found by [`locate`].
+    /// Looks at one step's figures before they are used. Names of sites are found by `locate`.
     pub fn check(&mut self, loss: f64, grad_norm: f64) -> Option<Divergence> {
         if !loss.is_finite() {
             return Some(Divergence::NonFiniteLoss { site: None });

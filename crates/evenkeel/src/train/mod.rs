@@ -7,6 +7,7 @@ mod eval;
 mod guard;
 mod log;
 mod memory;
+mod prepare;
 mod run_dir;
 mod trainer;
 
@@ -14,8 +15,9 @@ pub use eval::{Evaluation, evaluate};
 pub use guard::{Divergence, Guard};
 pub use log::{StatsLine, StepLine};
 pub use memory::{MemoryPlan, peak_rss_bytes, plan_memory};
+pub use prepare::Prepared;
 pub use run_dir::{RunDir, RunInfo};
-pub use trainer::{Control, Event, Outcome, Prepared, Trainer};
+pub use trainer::{Control, Event, Outcome, Trainer};
 
 use crate::error::Hint;
 use std::path::PathBuf;

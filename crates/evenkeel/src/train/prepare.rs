@@ -1,0 +1,112 @@
+//! What has to hold before a run may start, or go on: nothing of an older run is touched until it does.
+
+use super::{RunDir, TrainError};
+use crate::checkpoint;
+use crate::config::RunConfig;
+use crate::data::{Dataset, SamplerSettings, Split, TrainSampler, ValidationBlocks};
+use crate::error::{Error, Result};
+use crate::model::{ModelError, Transformer, list};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// A configuration whose data, sizes and starting weights have been found usable. Nothing is written yet.
+pub struct Prepared {
+    pub(super) config: RunConfig,
+    pub(super) sampler: TrainSampler,
+    pub(super) tokenizer: Option<PathBuf>,
+    pub(super) start: Option<Transformer>,
+}
+
+impl Prepared {
+    /// Opens the data, takes the vocabulary from it where the configuration leaves it open, and checks everything
+    /// that could refuse the run.
+    ///
+    /// # Errors
+    /// If no data is named, it cannot be read or does not fit, the model makes no network, or the weights that it
+    /// starts from do not fit.
+    pub fn new(mut config: RunConfig) -> Result<Self> {
+        let mut dataset = open_data(&config)?;
+        match (config.model.vocab, dataset.vocab()) {
+            (0, Some(data)) => config.model.vocab = data,
+            (model, Some(data)) if data > model => return Err(TrainError::Vocabulary { data, model }.into()),
+            _ => {}
+        }
+        config.model.validate()?;
+        dataset.limit_vocab(config.model.vocab)?;
+        let tokenizer = Some(dataset.path().join("tokenizer.json"))
+            .filter(|path| dataset.path().is_dir() && path.is_file());
+        let sampler = TrainSampler::new(
+            Arc::new(dataset),
+            SamplerSettings {
+                context: config.model.context,
+                batch_sequences: config.train.batch_sequences,
+                seed: config.train.seed,
+            },
+        )?;
+        if !sampler.dataset().is_empty(Split::Val) {
+            // Found now rather than at the first evaluation.
+            ValidationBlocks::new(sampler.dataset().clone(), Split::Val, config.model.context, 1, None)?;
+        }
+        let start = match config.init_from.as_str() {
+            "" => None,
+            path => Some(weights_of(Path::new(path), &config)?),
+        };
+        Ok(Self { config, sampler, tokenizer, start })
+    }
+
+    /// The configuration, its vocabulary known.
+    pub fn config(&self) -> &RunConfig {
+        &self.config
+    }
+}
+
+fn open_data(config: &RunConfig) -> Result<Dataset> {
+    let (path, val) = (&config.data.path, &config.data.val_path);
+    if path.is_empty() {
+        return Err(TrainError::NoData.into());
+    }
+    Ok(if val.is_empty() {
+        Dataset::open(Path::new(path))?
+    } else {
+        Dataset::from_shards(vec![PathBuf::from(path)], vec![PathBuf::from(val)])?
+    })
+}
+
+/// The weights of the MODEL at `path`, in this configuration's network.
+fn weights_of(path: &Path, config: &RunConfig) -> Result<Transformer> {
+    let source = checkpoint::load_model(path)?;
+    let mut tensors = source.parameters().iter().map(|p| (p.name.clone(), p.tensor.clone())).collect();
+    Transformer::from_tensors(config.model.clone(), &mut tensors).map_err(|e| match e {
+        ModelError::Weights { problems } => {
+            Error::from(TrainError::InitFrom { path: path.to_path_buf(), problem: list(&problems) })
+        }
+        other => other.into(),
+    })
+}
+
+/// Refuses to go on with another network, data order or schedule than the run was started with.
+pub(super) fn check_same(dir: &RunDir, config: &RunConfig, model: &Transformer) -> Result<()> {
+    let other = |difference: String| TrainError::OtherConfig { path: dir.root().to_path_buf(), difference };
+    let same_model = || match model.config() == &config.model {
+        true => Ok(()),
+        false => Err(other("[model] is not that of its checkpoint".into()).into()),
+    };
+    let Ok(text) = std::fs::read_to_string(dir.resolved()) else { return same_model() };
+    let (Ok(old), Ok(new)) = (text.parse::<toml::Table>(), config.to_toml()?.parse::<toml::Table>()) else {
+        return same_model();
+    };
+    for section in ["model", "data", "optim", "train"] {
+        let keys = |t: &toml::Table| t.get(section).and_then(|s| s.as_table()).cloned().unwrap_or_default();
+        let (old, new) = (keys(&old), keys(&new));
+        for key in old.keys().chain(new.keys()) {
+            // These change nothing that a later step computes.
+            let free = ["eval_every_steps", "eval_tokens", "log_every_steps", "checkpoint_every_steps"];
+            if free.contains(&key.as_str()) || key == "checkpoint_keep" || old.get(key) == new.get(key) {
+                continue;
+            }
+            let show = |t: &toml::Table| t.get(key).map_or("absent".to_string(), |v| v.to_string());
+            return Err(other(format!("{section}.{key} was {} and is now {}", show(&old), show(&new))).into());
+        }
+    }
+    same_model()
+}
