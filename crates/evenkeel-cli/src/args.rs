@@ -16,7 +16,7 @@ pub(crate) struct Args {
 /// Options that every command takes.
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Common {
-    /// Override a configuration key; repeatable
+    /// Override a configuration key; repeatable (train, config)
     #[arg(long, global = true, value_name = "KEY.PATH=VALUE", help_heading = "Everywhere")]
     pub(crate) set: Vec<String>,
     /// Where to compute; only `cpu` for now
@@ -31,7 +31,7 @@ pub(crate) struct Common {
     /// Print one JSON object on stdout
     #[arg(long, global = true, help_heading = "Everywhere")]
     pub(crate) json: bool,
-    /// Say what would be done and write nothing
+    /// Say what would be done and write nothing (quickstart, data tokenize, train, quantize)
     #[arg(long, global = true, help_heading = "Everywhere")]
     pub(crate) dry_run: bool,
     /// Only errors on stderr
@@ -46,7 +46,7 @@ pub(crate) struct Common {
     /// No progress bar; plain lines instead
     #[arg(long, global = true, help_heading = "Everywhere")]
     pub(crate) no_progress: bool,
-    /// Replace what an earlier run left at the output path
+    /// Replace what an earlier run left at the output path (quickstart, data tokenize, train)
     #[arg(long, global = true, help_heading = "Everywhere")]
     pub(crate) force: bool,
 }
@@ -161,13 +161,13 @@ pub(crate) struct Train {
 #[derive(Debug, ClapArgs)]
 #[group(required = true, multiple = false)]
 pub(crate) struct TextArgs {
-    /// Data folder; its validation shards are used
+    /// Data folder; its validation shards are run (quantize calibrates on its training shards)
     #[arg(long, value_name = "DIR")]
     pub(crate) data: Option<PathBuf>,
     /// Text file, tokenised with the model's tokenizer.json
     #[arg(long, value_name = "FILE")]
     pub(crate) text: Option<PathBuf>,
-    /// JSON array of arrays of token ids, run as given as one batch
+    /// JSON array of arrays of token ids, run as given as one batch (not for quantize)
     #[arg(long, value_name = "FILE")]
     pub(crate) ids: Option<PathBuf>,
 }
@@ -189,7 +189,7 @@ pub(crate) struct Inspect {
     /// Tokens to run at most
     #[arg(long, default_value_t = 65536, value_name = "N")]
     pub(crate) tokens: u64,
-    /// Write the activations of the first batch as safetensors
+    /// Write the activations of the first batch as safetensors, replacing the file
     #[arg(long, value_name = "FILE")]
     pub(crate) dump: Option<PathBuf>,
     /// Exit 1 if a site's metric is above a value, such as kurtosis=10; repeatable

@@ -312,7 +312,7 @@ fn every_command_explains_itself() {
 fn stdout_holds_the_result_alone_and_quiet_silences_stderr() {
     let sandbox = Sandbox::with_data();
     let output = sandbox.run(&["train", "tiny.toml", "--out", "loud"], 0);
-    assert_eq!(lossy(&output.stdout).lines().count(), 2, "{}", lossy(&output.stdout));
+    assert_eq!(lossy(&output.stdout).lines().count(), 3, "{}", lossy(&output.stdout));
     assert!(lossy(&output.stderr).contains("step 50/50"), "{}", lossy(&output.stderr));
     assert!(!lossy(&output.stderr).contains('\u{1b}'), "colour or a bar where there is no terminal");
     let output = sandbox.run(&["train", "tiny.toml", "--out", "quiet", "--quiet"], 0);

@@ -276,10 +276,9 @@ impl RunConfig {
     /// Never for a configuration that was loaded.
     pub fn to_toml(&self) -> Result<String, ConfigError> {
         let mut table = to_table(self)?;
-        if let Some(Value::String(init_from)) = table.remove("init_from")
-            && let Some(Value::Table(model)) = table.get_mut("model")
-        {
-            model.insert("init_from".into(), Value::String(init_from));
+        table.remove("init_from");
+        if let Some(Value::Table(model)) = table.get_mut("model") {
+            model.insert("init_from".into(), Value::String(self.init_from.clone()));
         }
         toml::to_string_pretty(&table).map_err(|e| ConfigError::Value { problem: e.to_string() })
     }

@@ -39,7 +39,8 @@ pub(crate) fn run(args: Inspect, settings: &Settings) -> Result<Exit, Failure> {
     let mut verdict = Exit::Done;
     for limit in &limits {
         for site in report.sites.iter().filter(|s| limit.broken_by(s)) {
-            output::note(&format!("{} of {} is above {}", limit.metric, site.site, limit.value));
+            let value = limit.of(site).map_or("undefined".to_string(), |v| format!("{v:.4}"));
+            output::note(&format!("{} of {} is {value}, above {}", limit.metric, site.site, limit.value));
             verdict = Exit::No;
         }
     }
@@ -70,17 +71,21 @@ impl Limit {
         }
     }
 
-    fn broken_by(&self, site: &SiteReport) -> bool {
+    fn of(&self, site: &SiteReport) -> Option<f64> {
         let m = &site.metrics;
-        let value = match self.metric.as_str() {
+        match self.metric.as_str() {
             "kurtosis" => m.kurtosis,
             "mmr" => m.mmr,
             "rms" => m.rms,
             _ => m.max_abs,
-        };
+        }
+    }
+
+    fn broken_by(&self, site: &SiteReport) -> bool {
+        let value = self.of(site);
         // A site whose size is undefined holds values that are not finite: above every limit. Other figures may be
         // undefined where all is well, such as the kurtosis of zeros.
-        m.rms.is_none() || value.is_some_and(|v| v > self.value)
+        site.metrics.rms.is_none() || value.is_some_and(|v| v > self.value)
     }
 }
 

@@ -94,7 +94,14 @@ pub(crate) fn execute(
         output::note(&format!("{name}: no complete checkpoint to resume from, so it starts anew"));
     }
     let mut info = run_info(settings, trainer.step());
-    dir.write_info(&info)?;
+    // A run that is finished stays as it is described.
+    let done = trainer.step() == steps;
+    if done && !settings.quiet {
+        output::note(&format!("{name}: already finished, nothing to do"));
+    }
+    if !done {
+        dir.write_info(&info)?;
+    }
     let mut progress = TrainProgress::new(settings, name, steps);
     let (mut rates, mut val_loss, mut train_loss) = (Vec::new(), None, None);
     let outcome = trainer.run(control, &mut |event: Event| {
@@ -132,7 +139,9 @@ pub(crate) fn execute(
     info.step = run.trainer.step();
     info.status = run.status().into();
     info.reason = run.reason();
-    dir.write_info(&info)?;
+    if !done {
+        dir.write_info(&info)?;
+    }
     Ok(run)
 }
 
@@ -157,6 +166,7 @@ fn report(run: &Run, settings: &Settings) {
         output::line(&reason);
     } else {
         output::line(&format!("train loss {}, validation loss {}", loss(run.train_loss), loss(run.val_loss)));
+        output::line(&format!("curves: {}", run.root.join("report/index.html").display()));
     }
 }
 

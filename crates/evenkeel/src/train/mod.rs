@@ -43,6 +43,12 @@ pub enum TrainError {
     /// No data named.
     #[error("the configuration names no data: data.path is empty")]
     NoData,
+    /// Neither the data nor the configuration says how many ids there are.
+    #[error("{path} is a bare shard and does not say its vocabulary")]
+    NoVocabulary {
+        /// The data.
+        path: String,
+    },
     /// The data's vocabulary does not fit the model's.
     #[error("the data has a vocabulary of {data}, which is more than model.vocab = {model}")]
     Vocabulary {
@@ -68,11 +74,14 @@ impl Hint for TrainError {
                 "add --resume to go on with a run, --force to replace it (only a run is replaced), or choose another --out".into()
             }
             TrainError::OtherConfig { .. } => {
-                "resume with the configuration in the run directory's config.toml, or choose another --out"
+                "resume with the configuration in the run directory's resolved.toml, or choose another --out"
                     .into()
             }
             TrainError::NoData => {
                 "make a data folder with `evenkeel data tokenize` and name it: --set data.path=FOLDER".into()
+            }
+            TrainError::NoVocabulary { .. } => {
+                "give the number of ids of its tokenizer: --set model.vocab=50257".into()
             }
             TrainError::Vocabulary { data, .. } => format!(
                 "set model.vocab to at least {data}, or leave it out and the vocabulary of the data is taken"

@@ -28,6 +28,7 @@ impl Prepared {
         let mut dataset = open_data(&config)?;
         match (config.model.vocab, dataset.vocab()) {
             (0, Some(data)) => config.model.vocab = data,
+            (0, None) => return Err(TrainError::NoVocabulary { path: config.data.path.clone() }.into()),
             (model, Some(data)) if data > model => return Err(TrainError::Vocabulary { data, model }.into()),
             _ => {}
         }
