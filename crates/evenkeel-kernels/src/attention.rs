@@ -8,7 +8,7 @@
 //! QK-RMSNorm divides each head's query and key by their RMS over d_head, `x / (rms(x) + ε) · gain`, with one
 //! gain vector shared by all heads and ε outside the root.
 
-use crate::gemm::{View, Write, gemm_serial, gemm_shared};
+use crate::gemm::{Compute, View, Write, gemm_serial, gemm_shared};
 use crate::isa::multiversion;
 use crate::math;
 use crate::threads::{Shared, sum_in_order};
@@ -32,6 +32,8 @@ pub struct Shape {
     pub causal: bool,
     /// Factor on the scores, usually 1/√d_head.
     pub scale: f32,
+    /// What the products round their factors to; the softmax is float32.
+    pub compute: Compute,
 }
 
 impl Shape {
@@ -108,7 +110,7 @@ pub fn forward(
                     ),
                     None => (shape.view(q, task, first, rows), shape.view(k, task, 0, keys)),
                 };
-                gemm_serial(q, k.t(), scores, keys, Write::Replace);
+                gemm_serial(shape.compute, q, k.t(), scores, keys, Write::Replace);
                 for (i, row) in scores.chunks_exact_mut(keys).enumerate() {
                     let visible = shape.keys(first + i + 1);
                     lse[first + i] = softmax_row(row, visible, shape.scale);
@@ -117,6 +119,7 @@ pub fn forward(
                 // SAFETY: the window is rows first.. of this task's own head, inside `out`.
                 unsafe {
                     gemm_shared(
+                        shape.compute,
                         View::new(scores, rows, keys),
                         shape.view(v, task, 0, keys),
                         &shared,
@@ -192,8 +195,9 @@ pub fn backward(
                     let q_block = View::new(&qn[first * d..(first + rows) * d], rows, d);
                     let k_all = View::new(&kn[..keys * d], keys, d);
                     let d_out_block = shape.view(d_out, task, first, rows);
-                    gemm_serial(q_block, k_all.t(), probs, keys, Write::Replace);
+                    gemm_serial(shape.compute, q_block, k_all.t(), probs, keys, Write::Replace);
                     gemm_serial(
+                        shape.compute,
                         d_out_block,
                         shape.view(v, task, 0, keys).t(),
                         d_scores,
@@ -215,11 +219,19 @@ pub fn backward(
                     let d_scores = View::new(d_scores, rows, keys);
                     let probs = View::new(probs, rows, keys);
                     let dq_block = &mut dqn[first * d..(first + rows) * d];
-                    gemm_serial(d_scores, k_all, dq_block, d, Write::Replace);
-                    gemm_serial(d_scores.t(), q_block, &mut dkn[..keys * d], d, Write::Add);
+                    gemm_serial(shape.compute, d_scores, k_all, dq_block, d, Write::Replace);
+                    gemm_serial(shape.compute, d_scores.t(), q_block, &mut dkn[..keys * d], d, Write::Add);
                     // SAFETY: the window is rows 0..keys of this task's own head.
                     unsafe {
-                        gemm_shared(probs.t(), d_out_block, &shared_v, shape.offset(task), w, Write::Add);
+                        gemm_shared(
+                            shape.compute,
+                            probs.t(),
+                            d_out_block,
+                            &shared_v,
+                            shape.offset(task),
+                            w,
+                            Write::Add,
+                        );
                     }
                 }
                 let mut gains = (Vec::new(), Vec::new());

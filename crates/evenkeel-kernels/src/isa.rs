@@ -46,6 +46,18 @@ pub fn detected() -> Isa {
     Isa::Portable
 }
 
+/// Whether this machine multiplies bfloat16 pairs in 512-bit registers (`vdpbf16ps`).
+pub fn has_avx512_bf16() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        is_x86_feature_detected!("avx512bf16")
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        false
+    }
+}
+
 /// What `EVENKEEL_ISA` asks for: `None` if unset, `Some(Err(text))` if it names nothing we know.
 pub fn requested() -> Option<Result<Isa, String>> {
     let text = std::env::var("EVENKEEL_ISA").ok()?;

@@ -1,16 +1,16 @@
 //! The output head and the cross-entropy loss as one operation: the logits matrix is never held.
 //!
 //! Rows are taken `ROWS` at a time: logits, loss, and, while the chunk is still in cache, the gradient
-//! `(softmax - onehot) / rows` and its two products. A chunk is 256 × vocabulary floats.
+//! `(softmax - onehot) / rows` and its two products. A chunk is 512 × vocabulary floats.
 
-use crate::gemm::{View, Write, gemm, gemm_then};
+use crate::gemm::{Compute, Packed, View, Write, gemm, gemm_packed};
 use crate::isa::multiversion;
 use crate::math;
 use crate::threads::for_row_pieces;
 use rayon::prelude::*;
 
 /// Tokens per chunk of logits.
-const ROWS: usize = 256;
+const ROWS: usize = 512;
 
 /// Gradients of the mean loss.
 pub struct HeadGradients {
@@ -26,6 +26,7 @@ pub struct HeadGradients {
 /// # Panics
 /// If a target lies outside the vocabulary or sizes disagree.
 pub fn head_cross_entropy(
+    compute: Compute,
     x: &[f32],
     weight: &[f32],
     targets: &[u32],
@@ -37,6 +38,9 @@ pub fn head_cross_entropy(
     assert!(rows > 0 && x.len() == rows * width && weight.len() == vocab * width);
     assert!(targets.iter().all(|&t| (t as usize) < vocab), "target outside the vocabulary");
     let weight_view = View::new(weight, vocab, width);
+    // Packed once for all chunks.
+    let forward = Packed::new(compute, weight_view.t());
+    let backward = want_gradients.then(|| Packed::new(compute, weight_view));
     let mut logits = vec![0.0; ROWS.min(rows) * vocab];
     let mut losses = vec![0.0f32; rows];
     let mut gradients =
@@ -47,19 +51,19 @@ pub fn head_cross_entropy(
         let count = losses.len();
         let logits = &mut logits[..count * vocab];
         let x_view = View::new(&x[first * width..(first + count) * width], count, width);
-        gemm_then(x_view, weight_view.t(), logits, Write::Replace, |_, _| {});
+        gemm_packed(x_view, &forward, logits, Write::Replace, |_, _| {});
         let targets = &targets[first..first + count];
         logits.par_chunks_mut(vocab).zip(losses.par_iter_mut()).zip(targets).for_each(
             |((row, loss), &target)| {
                 *loss = loss_row(row, target as usize, inv_rows, want_gradients);
             },
         );
-        if let Some(g) = &mut gradients {
+        if let (Some(g), Some(backward)) = (&mut gradients, &backward) {
             let dlogits = View::new(logits, count, vocab);
             let dx = &mut g.x[first * width..(first + count) * width];
-            gemm(dlogits, weight_view, dx, Write::Replace);
+            gemm_packed(dlogits, backward, dx, Write::Replace, |_, _| {});
             let write = if chunk == 0 { Write::Replace } else { Write::Add };
-            gemm(dlogits.t(), x_view, &mut g.weight, write);
+            gemm(compute, dlogits.t(), x_view, &mut g.weight, write);
         }
     }
     let total: f64 = losses.iter().map(|&l| l as f64).sum();

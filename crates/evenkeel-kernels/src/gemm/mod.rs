@@ -1,0 +1,408 @@
+//! Matrix products `c = a b`, in float32 or with both factors rounded to bfloat16.
+//!
+//! The right-hand side is packed whole into panels of 32 columns ([`Packed`]; once, however many products use
+//! it). The output is cut into blocks by shape alone. One thread walks a block in steps of `DEPTH` groups of the
+//! inner dimension: it packs that stretch of its rows of `a`, which stays in L2 together with the block itself,
+//! and for each panel, whose stretch (32 KiB) stays in L1, passes every tile of rows over it. The epilogue runs on
+//! finished rows while they are in cache. The loops of the tiles are in `micro`, the layouts in `pack`.
+//!
+//! A result does not depend on the number of threads. It does depend on the instruction set, by the order of
+//! rounding: with k the inner dimension and u = 2⁻²⁴, |error| ≤ (k + 2) u Σ|a||b| in float32, and in bfloat16
+//! at most (2⁻⁷ + 2⁻¹⁶ + (k + 2) u) Σ|a||b| (each factor is rounded to nearest with relative error 2⁻⁸; the sum is
+//! float32; factors below 2⁻¹²⁶ may count as zero). NaN and infinity propagate.
+
+mod micro;
+mod pack;
+mod scratch;
+
+use crate::isa;
+use crate::threads::Shared;
+use micro::{COLUMNS, Kernel, MAX_ROWS};
+use rayon::prelude::*;
+use scratch::Scratch;
+use std::ops::Range;
+
+/// What the factors of a product are rounded to. Sums are float32 always.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Compute {
+    /// As they are.
+    #[default]
+    F32,
+    /// bfloat16, to nearest, ties to even.
+    Bf16,
+}
+
+impl Compute {
+    /// Inner indices in a four-byte group.
+    fn per_group(self) -> usize {
+        match self {
+            Compute::F32 => 1,
+            Compute::Bf16 => 2,
+        }
+    }
+
+    /// Groups in an inner dimension.
+    fn groups(self, inner: usize) -> usize {
+        inner.div_ceil(self.per_group())
+    }
+}
+
+/// Groups of a panel that stay in L1 while the rows pass: 256 × 32 × 4 bytes.
+const DEPTH: usize = 256;
+
+/// A read-only matrix view: `at(i, j) = data[i * row_stride + j * column_stride]`.
+#[derive(Clone, Copy)]
+pub struct View<'a> {
+    data: &'a [f32],
+    rows: usize,
+    columns: usize,
+    row_stride: usize,
+    column_stride: usize,
+}
+
+impl<'a> View<'a> {
+    /// A row-major matrix.
+    ///
+    /// # Panics
+    /// If the slice is not `rows * columns` long.
+    pub fn new(data: &'a [f32], rows: usize, columns: usize) -> Self {
+        assert_eq!(rows.checked_mul(columns), Some(data.len()), "matrix data must be rows * columns long");
+        Self::strided(data, rows, columns, columns)
+    }
+
+    /// Rows that start `row_stride` apart, such as one head's columns of a (tokens, width) matrix.
+    ///
+    /// # Panics
+    /// If the last row ends past the slice.
+    pub fn strided(data: &'a [f32], rows: usize, columns: usize, row_stride: usize) -> Self {
+        assert!(window(rows, columns, row_stride) <= data.len(), "the last row must end inside the data");
+        Self { data, rows, columns, row_stride, column_stride: 1 }
+    }
+
+    /// The transpose, without moving anything.
+    pub fn t(self) -> Self {
+        Self {
+            data: self.data,
+            rows: self.columns,
+            columns: self.rows,
+            row_stride: self.column_stride,
+            column_stride: self.row_stride,
+        }
+    }
+
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Number of columns.
+    pub fn columns(&self) -> usize {
+        self.columns
+    }
+}
+
+/// Whether a product replaces what the output holds or is added to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Write {
+    /// c = a b
+    Replace,
+    /// c += a b
+    Add,
+}
+
+/// A right-hand side in the micro-kernels' layout, for any number of products.
+pub struct Packed {
+    compute: Compute,
+    inner: usize,
+    columns: usize,
+    panels: Scratch,
+}
+
+impl Packed {
+    /// Packs `b` on all threads.
+    pub fn new(compute: Compute, b: View) -> Self {
+        Self::build(compute, b, true)
+    }
+
+    fn build(compute: Compute, b: View, parallel: bool) -> Self {
+        let panel = compute.groups(b.rows) * COLUMNS;
+        let mut panels = Scratch::take(b.columns.div_ceil(COLUMNS) * panel);
+        if panel > 0 && b.columns > 0 {
+            let used = &mut panels.groups_mut()[..b.columns.div_ceil(COLUMNS) * panel];
+            let pack = |(i, out): (usize, &mut [u32])| pack::pack_b_panel(compute, b.t(), i, out);
+            if parallel {
+                used.par_chunks_mut(panel).enumerate().for_each(pack);
+            } else {
+                used.chunks_mut(panel).enumerate().for_each(pack);
+            }
+        }
+        Self { compute, inner: b.rows, columns: b.columns, panels }
+    }
+}
+
+/// `c = a b` or `c += a b` for row-major `c` of a.rows × b.columns, on all threads.
+///
+/// # Panics
+/// If the inner dimensions differ or `c` has another size.
+pub fn gemm(compute: Compute, a: View, b: View, c: &mut [f32], write: Write) {
+    gemm_then(compute, a, b, c, write, |_, _| {});
+}
+
+/// As [`gemm`], then `epilogue(first_row, rows_of_c)` on each block of whole rows while it is in cache.
+///
+/// # Panics
+/// As [`gemm`].
+pub fn gemm_then(
+    compute: Compute,
+    a: View,
+    b: View,
+    c: &mut [f32],
+    write: Write,
+    epilogue: impl Fn(usize, &mut [f32]) + Sync,
+) {
+    assert_eq!(a.columns, b.rows, "inner dimensions must agree");
+    assert_eq!(c.len(), a.rows * b.columns, "output must be rows * columns long");
+    if !c.is_empty() {
+        gemm_packed(a, &Packed::new(compute, b), c, write, epilogue);
+    }
+}
+
+/// As [`gemm_then`] with a right-hand side that was packed before.
+///
+/// # Panics
+/// As [`gemm`].
+pub fn gemm_packed(
+    a: View,
+    b: &Packed,
+    c: &mut [f32],
+    write: Write,
+    epilogue: impl Fn(usize, &mut [f32]) + Sync,
+) {
+    let n = b.columns;
+    assert_eq!(a.columns, b.inner, "inner dimensions must agree");
+    assert_eq!(c.len(), a.rows * n, "output must be rows * columns long");
+    if c.is_empty() {
+        return;
+    }
+    let kernel = Kernel::select(b.compute, isa::active());
+    let cut = Cut::new(a.rows, n, kernel.rows);
+    c.par_chunks_mut(cut.rows * n).enumerate().for_each(|(i, rows)| {
+        let count = rows.len() / n;
+        let shared = Shared::new(rows);
+        (0..n.div_ceil(cut.columns)).into_par_iter().for_each(|j| {
+            let columns = j * cut.columns..n.min((j + 1) * cut.columns);
+            // SAFETY: these columns of this block's rows are nobody else's.
+            unsafe { multiply_block(kernel, a, i * cut.rows, count, b, columns, shared.at(0), n, write) };
+        });
+        epilogue(i * cut.rows, rows);
+    });
+}
+
+/// A product on the calling thread, for callers that are already parallel. `c` has rows `c_stride` apart.
+///
+/// # Panics
+/// If the inner dimensions differ or `c` is too short.
+pub fn gemm_serial(compute: Compute, a: View, b: View, c: &mut [f32], c_stride: usize, write: Write) {
+    let (m, n) = (a.rows, b.columns);
+    if m == 0 || n == 0 {
+        return;
+    }
+    assert!(c_stride >= n && window(m, n, c_stride) <= c.len(), "output must hold every row");
+    // SAFETY: bounds checked above; `c` is exclusively borrowed.
+    unsafe { serial(compute, a, b, c.as_mut_ptr(), c_stride, write) };
+}
+
+/// As [`gemm_serial`], writing at `offset` of a buffer that other threads write elsewhere.
+///
+/// # Safety
+/// No other thread may touch the `a.rows` × `b.columns` window at `offset` with rows `c_stride` apart, and the
+/// window must lie inside the buffer.
+pub unsafe fn gemm_shared(
+    compute: Compute,
+    a: View,
+    b: View,
+    c: &Shared<'_, f32>,
+    offset: usize,
+    c_stride: usize,
+    write: Write,
+) {
+    if a.rows == 0 || b.columns == 0 {
+        return;
+    }
+    // SAFETY: the caller promises an in-bounds window of its own.
+    unsafe { serial(compute, a, b, c.at(offset), c_stride, write) };
+}
+
+/// # Safety
+/// `c` is valid for, and nobody else touches, a.rows rows of b.columns that start `c_stride` apart.
+unsafe fn serial(compute: Compute, a: View, b: View, c: *mut f32, c_stride: usize, write: Write) {
+    assert_eq!(a.columns, b.rows, "inner dimensions must agree");
+    let kernel = Kernel::select(compute, isa::active());
+    let packed = Packed::build(compute, b, false);
+    let cut = Cut::new(a.rows, b.columns, kernel.rows);
+    for first in (0..a.rows).step_by(cut.rows) {
+        let count = cut.rows.min(a.rows - first);
+        for column in (0..b.columns).step_by(cut.columns) {
+            let columns = column..b.columns.min(column + cut.columns);
+            // SAFETY: rows first..first + count of the caller's window.
+            unsafe {
+                let c = c.add(first * c_stride);
+                multiply_block(kernel, a, first, count, &packed, columns, c, c_stride, write);
+            }
+        }
+    }
+}
+
+/// Rows `first..first + count` of `a` times the given columns of `b`, on this thread. `c` points to column 0 of the
+/// first row.
+///
+/// # Safety
+/// `c` is valid for, and nobody else touches, these columns of `count` rows that start `c_stride` apart; `kernel` is
+/// for b's compute type and runs on this machine.
+#[allow(clippy::too_many_arguments)]
+unsafe fn multiply_block(
+    kernel: Kernel,
+    a: View,
+    first: usize,
+    count: usize,
+    b: &Packed,
+    columns: Range<usize>,
+    c: *mut f32,
+    c_stride: usize,
+    write: Write,
+) {
+    let groups = b.compute.groups(b.inner);
+    let tiles = count.div_ceil(kernel.rows);
+    let mut packed_a = Scratch::take(tiles * kernel.rows * DEPTH.min(groups).next_multiple_of(16));
+    let mut edge = [0.0f32; MAX_ROWS * COLUMNS];
+    // At least once, so that an empty inner dimension writes zeros.
+    for depth in (0..groups.max(1)).step_by(DEPTH) {
+        let deep = DEPTH.min(groups - depth);
+        let add = depth > 0 || write == Write::Add;
+        let a_tile = deep.next_multiple_of(16) * kernel.rows;
+        let rows = pack::Rows { first, count, tile: kernel.rows };
+        pack::pack_a(b.compute, a, rows, depth, deep, packed_a.groups_mut());
+        for column in columns.clone().step_by(COLUMNS) {
+            let b_tile = &b.panels.groups()[column * groups + depth * COLUMNS..][..deep * COLUMNS];
+            let wide = COLUMNS.min(columns.end - column);
+            for tile in 0..tiles {
+                let a_tile = &packed_a.groups()[tile * a_tile..][..a_tile];
+                let row = tile * kernel.rows;
+                let high = kernel.rows.min(count - row);
+                // SAFETY: the tiles hold `deep` groups; a whole tile of the output lies inside the caller's window,
+                // and a part of one is computed aside and copied.
+                unsafe {
+                    let target = c.add(row * c_stride + column);
+                    if high == kernel.rows && wide == COLUMNS {
+                        (kernel.run)(deep, a_tile.as_ptr(), b_tile.as_ptr(), target, c_stride, add);
+                        continue;
+                    }
+                    (kernel.run)(deep, a_tile.as_ptr(), b_tile.as_ptr(), edge.as_mut_ptr(), COLUMNS, false);
+                    for r in 0..high {
+                        let target = std::slice::from_raw_parts_mut(target.add(r * c_stride), wide);
+                        for (t, e) in target.iter_mut().zip(&edge[r * COLUMNS..]) {
+                            *t = if add { *t + e } else { *e };
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Elements from the first to the last of a strided matrix; the largest number if that overflows.
+fn window(rows: usize, columns: usize, row_stride: usize) -> usize {
+    if rows == 0 || columns == 0 {
+        return 0;
+    }
+    (rows - 1).checked_mul(row_stride).and_then(|n| n.checked_add(columns)).unwrap_or(usize::MAX)
+}
+
+/// The size of the blocks that the output is cut into, by its shape alone.
+struct Cut {
+    rows: usize,
+    columns: usize,
+}
+
+impl Cut {
+    /// Blocks of at least eight tiles, so that a panel is worth fetching into L1, and of at most 16 tiles by 512
+    /// columns, so that block and packed rows stay in L2; about sixteen or more of them where the shape allows.
+    fn new(rows: usize, columns: usize, tile: usize) -> Self {
+        let block = rows.div_ceil(16).next_multiple_of(tile).clamp(8 * tile, 16 * tile);
+        let pieces = 16usize.div_ceil(rows.div_ceil(block).max(1));
+        let wide = columns.div_ceil(pieces).next_multiple_of(COLUMNS).clamp(6 * COLUMNS, 16 * COLUMNS);
+        Self { rows: block, columns: wide }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn fill(n: usize, seed: u32) -> Vec<f32> {
+        let mut s = seed.wrapping_mul(2_654_435_761).wrapping_add(12345);
+        (0..n)
+            .map(|_| {
+                s = s.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                (s >> 8) as f32 / (1 << 23) as f32 - 1.0
+            })
+            .collect()
+    }
+
+    fn reference(a: &View, b: &View, c: &[f32], write: Write) -> Vec<f32> {
+        let mut out = vec![0.0; a.rows * b.columns];
+        for i in 0..a.rows {
+            for j in 0..b.columns {
+                let mut sum = 0.0f64;
+                for k in 0..a.columns {
+                    sum += a.data[i * a.row_stride + k * a.column_stride] as f64
+                        * b.data[k * b.row_stride + j * b.column_stride] as f64;
+                }
+                let old = if write == Write::Add { c[i * b.columns + j] as f64 } else { 0.0 };
+                out[i * b.columns + j] = (sum + old) as f32;
+            }
+        }
+        out
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(60))]
+        #[test]
+        fn agrees_with_the_definition(m in 0usize..90, n in 0usize..70, k in 0usize..65,
+                                      ta: bool, tb: bool, add: bool) {
+            let (da, db) = (fill(m * k, 1), fill(k * n, 2));
+            let a = if ta { View::new(&da, k, m).t() } else { View::new(&da, m, k) };
+            let b = if tb { View::new(&db, n, k).t() } else { View::new(&db, k, n) };
+            let write = if add { Write::Add } else { Write::Replace };
+            let start = fill(m * n, 3);
+            let want = reference(&a, &b, &start, write);
+            let mut got = start.clone();
+            gemm(Compute::F32, a, b, &mut got, write);
+            for (g, w) in got.iter().zip(&want) {
+                prop_assert!((g - w).abs() <= 1e-5 * (1.0 + k as f32).sqrt());
+            }
+            let mut serial = start;
+            gemm_serial(Compute::F32, a, b, &mut serial, n, write);
+            for (g, w) in serial.iter().zip(&want) {
+                prop_assert!((g - w).abs() <= 1e-5 * (1.0 + k as f32).sqrt());
+            }
+        }
+    }
+
+    #[test]
+    fn same_bits_on_one_and_on_three_threads() {
+        let (m, n, k) = (517, 331, 129);
+        let (da, db) = (fill(m * k, 4), fill(k * n, 5));
+        let run = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| {
+                let mut c = vec![0.0; m * n];
+                gemm(Compute::F32, View::new(&da, m, k), View::new(&db, k, n), &mut c, Write::Replace);
+                c
+            })
+        };
+        let (one, three) = (run(1), run(3));
+        assert!(one.iter().zip(&three).all(|(x, y)| x.to_bits() == y.to_bits()));
+    }
+}
