@@ -8,6 +8,8 @@ use crate::error::Hint;
 use crate::model::{self, ModelConfig};
 use crate::names::NameFilter;
 use crate::optim::{OptimConfig, OptimizerName};
+use crate::tape::Execution;
+pub use crate::tape::{Precision, Recompute};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use thiserror::Error;
@@ -108,14 +110,6 @@ pub struct DataConfig {
     pub val_path: String,
 }
 
-/// Arithmetic of the matrix products.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Precision {
-    /// float32 throughout.
-    F32,
-}
-
 /// The table `[train]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TrainConfig {
@@ -125,8 +119,10 @@ pub struct TrainConfig {
     pub batch_sequences: usize,
     /// Sequences per forward and backward pass; gradients are accumulated. 0 means the whole batch at once.
     pub micro_batch_sequences: usize,
-    /// Arithmetic.
+    /// Arithmetic of the products in training; evaluation is float32.
     pub precision: Precision,
+    /// What the forward pass forgets and the backward computes again.
+    pub recompute: Recompute,
     /// Of initialisation and batches.
     pub seed: u64,
     /// Steps between log lines.
@@ -143,6 +139,13 @@ pub struct TrainConfig {
     pub guard_loss_factor: f64,
     /// ... for this many steps in a row.
     pub guard_patience_steps: u64,
+}
+
+impl TrainConfig {
+    /// How the training passes run.
+    pub fn execution(&self) -> Execution {
+        Execution { precision: self.precision, recompute: self.recompute }
+    }
 }
 
 /// The table `[telemetry]`.
@@ -193,6 +196,7 @@ impl RunConfig {
                 batch_sequences: 32,
                 micro_batch_sequences: 0,
                 precision: Precision::F32,
+                recompute: Recompute::None,
                 seed: 0,
                 log_every_steps: 10,
                 eval_every_steps: 250,

@@ -11,8 +11,43 @@
 
 use crate::slices::{is_fast, slice, with_slice_mut};
 use candle_core::{Result, Shape, Tensor, Var, bail};
+use evenkeel_kernels::gemm::Compute;
 use evenkeel_kernels::optimizer::add_scaled;
+use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
+
+/// Arithmetic of the matrix products. Sums, norms, softmax, parameters and optimiser state are float32 always.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    /// float32 throughout.
+    #[default]
+    F32,
+    /// The factors of every product are rounded to bfloat16, forward and backward, and summed in float32.
+    Bf16,
+}
+
+/// What the forward pass forgets and the backward pass computes again: memory for time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Recompute {
+    /// Everything is kept.
+    #[default]
+    None,
+    /// The inside of every MLP branch is forgotten.
+    Mlp,
+    /// The inside of every block is forgotten; only the residual stream between blocks is kept.
+    Block,
+}
+
+/// How a pass is run. Not part of the model: the same parameters can be run either way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Execution {
+    /// Arithmetic of the products of float32 tensors on the CPU.
+    pub precision: Precision,
+    /// What is forgotten.
+    pub recompute: Recompute,
+}
 
 /// A tensor and its place on the tape; without a place, a constant.
 #[derive(Clone, Debug)]
@@ -99,17 +134,41 @@ struct Record {
 /// The record of one forward pass.
 pub struct Tape {
     record: Option<RefCell<Record>>,
+    execution: Execution,
 }
 
 impl Tape {
-    /// A tape that records.
+    /// A tape that records, in float32, and forgets nothing.
     pub fn recording() -> Self {
-        Self { record: Some(RefCell::default()) }
+        Self::recording_as(Execution::default())
     }
 
-    /// A tape that keeps nothing: evaluation and inspection.
+    /// A tape that records.
+    pub fn recording_as(execution: Execution) -> Self {
+        Self { record: Some(RefCell::default()), execution }
+    }
+
+    /// A tape that keeps nothing, in float32: evaluation and inspection.
     pub fn off() -> Self {
-        Self { record: None }
+        Self { record: None, execution: Execution::default() }
+    }
+
+    /// A tape that keeps nothing and computes as this one does.
+    pub fn twin_off(&self) -> Self {
+        Self { record: None, execution: self.execution }
+    }
+
+    /// What this pass forgets; nothing if it records nothing.
+    pub fn recompute(&self) -> Recompute {
+        if self.is_recording() { self.execution.recompute } else { Recompute::None }
+    }
+
+    /// What the kernels' products round to.
+    pub(crate) fn compute(&self) -> Compute {
+        match self.execution.precision {
+            Precision::F32 => Compute::F32,
+            Precision::Bf16 => Compute::Bf16,
+        }
     }
 
     /// Whether operations have to keep what their backward needs.
@@ -119,9 +178,13 @@ impl Tape {
 
     /// Parameter number `index` of the [`Gradients`] that the backward pass will fill.
     pub fn parameter(&self, index: usize, tensor: &Tensor) -> Value {
+        self.place(tensor, Slot::Parameter(index))
+    }
+
+    fn place(&self, tensor: &Tensor, slot: Slot) -> Value {
         let slot = self.record.as_ref().map(|record| {
             let mut record = record.borrow_mut();
-            record.slots.push(Slot::Parameter(index));
+            record.slots.push(slot);
             record.slots.len() - 1
         });
         Value { tensor: tensor.clone(), slot }
@@ -145,6 +208,28 @@ impl Tape {
             }
             _ => Value::constant(tensor),
         }
+    }
+
+    /// One operation from `input` to `output`, which was computed without a record. The backward pass runs `again`,
+    /// which must compute the same `output`, with a record of its own, and walks that.
+    pub fn push_forgotten(
+        &self,
+        output: Tensor,
+        input: &Value,
+        again: impl FnOnce(&Tape, &Value) -> Result<Value> + 'static,
+    ) -> Value {
+        let execution = Execution { recompute: Recompute::None, ..self.execution };
+        let captured = input.clone();
+        self.push(output, &[input], move |dy, sink| {
+            let tape = Tape::recording_as(execution);
+            let local = tape.place(captured.tensor(), Slot::Activation);
+            let output = again(&tape, &local)?;
+            let mut inner = tape.walk(&output, dy, sink.gradients)?;
+            match local.slot.and_then(|slot| inner[slot].take()) {
+                Some(gradient) => sink.add(&captured, gradient),
+                None => Ok(()),
+            }
+        })
     }
 
     /// Any candle expression of `inputs` as one operation, differentiated by candle.
@@ -197,19 +282,27 @@ impl Tape {
     /// # Errors
     /// What an operation's backward returns; or if nothing was recorded for `loss`.
     pub fn backward(self, loss: &Value, seed: f64, gradients: &mut Gradients) -> Result<()> {
-        let (Some(record), Some(slot)) = (self.record, loss.slot) else {
+        let seed = (loss.tensor.ones_like()? * seed)?;
+        self.walk(loss, seed, gradients)?;
+        gradients.finish()
+    }
+
+    /// Walks the record backwards from `output` with gradient `dy`; returns what gradients of activations are left,
+    /// which are those of inputs.
+    fn walk(self, output: &Value, dy: Tensor, gradients: &mut Gradients) -> Result<Vec<Option<Tensor>>> {
+        let (Some(record), Some(slot)) = (self.record, output.slot) else {
             bail!("backward was asked of a value that is not on the tape");
         };
         let record = record.into_inner();
         let mut sink =
             Sink { activations: record.slots.iter().map(|_| None).collect(), slots: record.slots, gradients };
-        sink.activations[slot] = Some((loss.tensor.ones_like()? * seed)?);
+        sink.activations[slot] = Some(dy);
         for (output, backward) in record.nodes.into_iter().rev() {
             if let Some(dy) = sink.activations[output].take() {
                 backward(dy, &mut sink)?;
             }
         }
-        sink.gradients.finish()
+        Ok(sink.activations)
     }
 }
 

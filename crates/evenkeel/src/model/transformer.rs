@@ -6,8 +6,8 @@ use super::ModelError;
 use super::config::{Init, ModelConfig, Norm, NormPosition, Positions, Projection, QkNorm};
 use super::params::{Builder, Parameter, Source, Start};
 use crate::ops::{self, AttentionSpec, Inner, NormSpec, QkNormSpec};
-use crate::tap::{Place, Site, Tap};
-use crate::tape::{Tape, Value};
+use crate::tap::{NoTap, Place, Site, Tap};
+use crate::tape::{Recompute, Tape, Value};
 use candle_core::{Result as CandleResult, Tensor};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -234,11 +234,42 @@ impl Transformer {
         x = normed(tape, &self.embed_norm, x)?;
         x = visit(tap, Site::outside(Place::Embed), x)?;
         for (layer, (attention, mlp)) in self.blocks.iter().enumerate() {
-            x = self.attention_branch(tape, tap, layer, attention, x)?;
-            x = self.mlp_branch(tape, tap, layer, mlp, x)?;
+            x = match tape.recompute() {
+                Recompute::None => {
+                    let x = self.attention_branch(tape, tap, layer, attention, x)?;
+                    self.mlp_branch(tape, tap, layer, mlp, x)?
+                }
+                Recompute::Mlp => {
+                    let x = self.attention_branch(tape, tap, layer, attention, x)?;
+                    self.forgetting(tape, tap, x, move |model, tape, tap, x| {
+                        model.mlp_branch(tape, tap, layer, &model.blocks[layer].1, x)
+                    })?
+                }
+                Recompute::Block => self.forgetting(tape, tap, x, move |model, tape, tap, x| {
+                    let (attention, mlp) = &model.blocks[layer];
+                    let x = model.attention_branch(tape, tap, layer, attention, x)?;
+                    model.mlp_branch(tape, tap, layer, mlp, x)
+                })?,
+            };
         }
         x = normed(tape, &self.final_norm, x)?;
         Ok(visit(tap, Site::outside(Place::FinalNorm), x)?)
+    }
+
+    /// Runs `part` without a record, to be run again with one in the backward pass.
+    fn forgetting(
+        &self,
+        tape: &Tape,
+        tap: &mut dyn Tap,
+        x: Value,
+        part: impl Fn(&Self, &Tape, &mut dyn Tap, Value) -> Result<Value, ModelError> + 'static,
+    ) -> Result<Value, ModelError> {
+        let constant = Value::constant(x.tensor().clone());
+        let y = part(self, &tape.twin_off(), tap, constant)?;
+        let model = self.clone();
+        Ok(tape.push_forgotten(y.tensor().clone(), &x, move |tape, x| {
+            part(&model, tape, &mut NoTap, x.clone()).map_err(candle_core::Error::wrap)
+        }))
     }
 
     fn attention_branch(
@@ -351,7 +382,7 @@ impl Transformer {
         let head = param(tape, &self.head);
         let logits = Site::outside(Place::Logits);
         if tap.wants(logits) {
-            let off = Tape::off();
+            let off = tape.twin_off();
             let plain = Value::constant(x_btd.tensor().clone());
             visit(tap, logits, ops::head_logits(&off, &plain, &Value::constant(head.tensor().clone()))?)?;
         }

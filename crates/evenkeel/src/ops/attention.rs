@@ -71,6 +71,7 @@ pub fn attention(
         d_head,
         causal: spec.causal,
         scale: 1.0 / (d_head as f32).sqrt(),
+        compute: tape.compute(),
     };
     let eps = qk_norm.as_ref().map_or(0.0, |n| n.eps as f32);
     let gains = qk_norm.map(|n| (n.q_gain.clone(), n.k_gain.clone()));

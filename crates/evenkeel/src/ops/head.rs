@@ -31,7 +31,7 @@ pub fn head_cross_entropy(tape: &Tape, x: &Value, weight: &Value, targets: &[u32
     let (_, width) = flat(x.tensor())?;
     let (loss, gradients) = {
         let (xs, ws) = (slice(x.tensor())?, slice(weight.tensor())?);
-        xent::head_cross_entropy(&xs, &ws, targets, width, tape.is_recording())
+        xent::head_cross_entropy(tape.compute(), &xs, &ws, targets, width, tape.is_recording())
     };
     let loss = Tensor::new(loss as f32, x.tensor().device())?;
     let Some(gradients) = gradients else { return Ok(Value::constant(loss)) };

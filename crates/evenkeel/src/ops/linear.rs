@@ -60,6 +60,7 @@ pub fn linear(
 
     let (rows, d_in) = flat(x.tensor())?;
     let d_out = weight.tensor().dim(0)?;
+    let compute = tape.compute();
     let mut y = vec![0.0; rows * d_out];
     let keeps_input = act.is_some_and(|a| a.kernel().backward_needs_input());
     let mut pre_activation = Vec::new();
@@ -78,7 +79,7 @@ pub fn linear(
         };
         let keep = tape.is_recording() && keeps_input;
         let (x, w) = (View::new(&x, rows, d_in), View::new(&w, d_out, d_in));
-        gemm_then(x, w.t(), &mut y, Write::Replace, |_, rows| {
+        gemm_then(compute, x, w.t(), &mut y, Write::Replace, |_, rows| {
             finish(rows);
             if let (Some(act), false) = (act, keep) {
                 activation::forward(act.kernel(), rows);
@@ -125,14 +126,14 @@ pub fn linear(
             let xs = slice(x.tensor())?;
             sink.write(&weight, |buffer, accumulate| {
                 let write = if accumulate { Write::Add } else { Write::Replace };
-                gemm(dz.t(), View::new(&xs, rows, d_in), buffer, write);
+                gemm(compute, dz.t(), View::new(&xs, rows, d_in), buffer, write);
                 Ok(())
             })?;
             drop(xs);
             if x.needs_gradient() {
                 let mut dx = vec![0.0; rows * d_in];
                 let w = slice(weight.tensor())?;
-                gemm(dz, View::new(&w, d_out, d_in), &mut dx, Write::Replace);
+                gemm(compute, dz, View::new(&w, d_out, d_in), &mut dx, Write::Replace);
                 sink.add(&x, tensor(dx, x.tensor().shape())?)?;
             }
             Ok(())

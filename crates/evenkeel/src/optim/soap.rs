@@ -38,7 +38,7 @@
 use super::{Optimizer, Slot, State};
 use crate::slices::{slice, tensor, with_slice_mut, with_slices_mut};
 use candle_core::{Result, Tensor, bail};
-use evenkeel_kernels::gemm::{View, Write, gemm};
+use evenkeel_kernels::gemm::{Compute, View, Write, gemm};
 use evenkeel_kernels::optimizer as kernel;
 use faer::{Mat, MatRef, Par, Side};
 use rayon::prelude::*;
@@ -200,7 +200,7 @@ impl Soap {
             let d = gg.dim(0)?;
             let mut product = vec![0.0; d * d];
             let (a, b) = if side == 0 { (g, g.t()) } else { (g.t(), g) };
-            gemm(a, b, &mut product, Write::Replace);
+            gemm(Compute::F32, a, b, &mut product, Write::Replace);
             with_slice_mut(gg, |gg| {
                 kernel::lerp(gg, &product, (1.0 - self.shampoo_beta) as f32);
                 Ok(())
@@ -239,7 +239,7 @@ fn multiply_left(q: &Tensor, x: &Tensor, direction: Direction) -> Result<Tensor>
         Direction::Out => q,
     };
     let mut out = vec![0.0; rows * columns];
-    gemm(q, View::new(&xs, rows, columns), &mut out, Write::Replace);
+    gemm(Compute::F32, q, View::new(&xs, rows, columns), &mut out, Write::Replace);
     tensor(out, (rows, columns))
 }
 
@@ -252,7 +252,7 @@ fn multiply_right(x: &Tensor, q: &Tensor, direction: Direction) -> Result<Tensor
         Direction::Out => q.t(),
     };
     let mut out = vec![0.0; rows * columns];
-    gemm(View::new(&xs, rows, columns), q, &mut out, Write::Replace);
+    gemm(Compute::F32, View::new(&xs, rows, columns), q, &mut out, Write::Replace);
     tensor(out, (rows, columns))
 }
 

@@ -223,7 +223,7 @@ impl Trainer {
         let mut loss = 0.0;
         for part in batch.micro(micro) {
             let share = part.sequences as f64 / batch.sequences as f64;
-            let tape = Tape::recording();
+            let tape = Tape::recording_as(self.config.train.execution());
             let value = self.model.loss(&tape, tap, part.inputs, part.targets, part.sequences)?;
             loss += share * value.tensor().to_scalar::<f32>()? as f64;
             tape.backward(&value, share, &mut self.gradients)?;
