@@ -13,15 +13,15 @@ mod settings;
 mod signals;
 
 use clap::Parser;
+use evenkeel_kernels::memory;
 use failure::{Exit, Failure};
 use std::process::ExitCode;
 
-/// Page faults on big buffers, mapped and unmapped at every step, cost a fifth of a training step with the
-/// system allocator; this one keeps its pages.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: memory::Allocator = memory::ALLOCATOR;
 
 fn main() -> ExitCode {
+    memory::keep_pages();
     let args = match args::Args::try_parse() {
         Ok(args) => args,
         Err(e) => return failure::usage(&e),

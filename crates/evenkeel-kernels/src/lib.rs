@@ -20,6 +20,7 @@ pub mod embedding;
 pub mod gemm;
 pub mod isa;
 pub mod math;
+pub mod memory;
 pub mod norm;
 pub mod optimizer;
 pub mod quant;

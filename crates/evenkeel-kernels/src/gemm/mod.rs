@@ -1,23 +1,33 @@
 //! Matrix products `c = a b`, in float32 or with both factors rounded to bfloat16.
 //!
-//! The right-hand side is packed whole into panels of 32 columns ([`Packed`]; once, however many products use
+//! The right-hand side is packed whole into panels of 16 or 32 columns ([`Packed`]; once, however many products use
 //! it). The output is cut into blocks by shape alone. One thread walks a block in steps of `DEPTH` groups of the
 //! inner dimension: it packs that stretch of its rows of `a`, which stays in L2 together with the block itself,
-//! and for each panel, whose stretch (32 KiB) stays in L1, passes every tile of rows over it. The epilogue runs on
-//! finished rows while they are in cache. The loops of the tiles are in `micro`, the layouts in `pack`.
+//! and for each panel, whose stretch (16 or 32 KiB) stays in L1, passes every tile of rows over it. The epilogue runs
+//! on finished rows while they are in cache. Which loop and layout there are for an instruction set stands in `micro`,
+//! the loops in a file each, the packing in `pack`.
 //!
 //! A result does not depend on the number of threads. It does depend on the instruction set, by the order of
 //! rounding: with k the inner dimension and u = 2⁻²⁴, |error| ≤ (k + 2) u Σ|a||b| in float32, and in bfloat16
 //! at most (2⁻⁷ + 2⁻¹⁶ + (k + 2) u) Σ|a||b| (each factor is rounded to nearest with relative error 2⁻⁸; the sum is
 //! float32; factors below 2⁻¹²⁶ may count as zero). NaN and infinity propagate.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod micro;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod pack;
+mod portable;
 mod scratch;
 
 use crate::isa;
 use crate::threads::Shared;
-use micro::{COLUMNS, Kernel, MAX_ROWS};
+use micro::{Kernel, MAX_TILE};
 use rayon::prelude::*;
 use scratch::Scratch;
 use std::ops::Range;
@@ -32,22 +42,7 @@ pub enum Compute {
     Bf16,
 }
 
-impl Compute {
-    /// Inner indices in a four-byte group.
-    fn per_group(self) -> usize {
-        match self {
-            Compute::F32 => 1,
-            Compute::Bf16 => 2,
-        }
-    }
-
-    /// Groups in an inner dimension.
-    fn groups(self, inner: usize) -> usize {
-        inner.div_ceil(self.per_group())
-    }
-}
-
-/// Groups of a panel that stay in L1 while the rows pass: 256 × 32 × 4 bytes.
+/// Groups of a panel that stay in L1 while the rows pass: 256 × 16 or 32 × 4 bytes. A multiple of 16.
 const DEPTH: usize = 256;
 
 /// A read-only matrix view: `at(i, j) = data[i * row_stride + j * column_stride]`.
@@ -112,7 +107,7 @@ pub enum Write {
 
 /// A right-hand side in the micro-kernels' layout, for any number of products.
 pub struct Packed {
-    compute: Compute,
+    kernel: Kernel,
     inner: usize,
     columns: usize,
     panels: Scratch,
@@ -125,18 +120,22 @@ impl Packed {
     }
 
     fn build(compute: Compute, b: View, parallel: bool) -> Self {
-        let panel = compute.groups(b.rows) * COLUMNS;
-        let mut panels = Scratch::take(b.columns.div_ceil(COLUMNS) * panel);
-        if panel > 0 && b.columns > 0 {
-            let used = &mut panels.groups_mut()[..b.columns.div_ceil(COLUMNS) * panel];
-            let pack = |(i, out): (usize, &mut [u32])| pack::pack_b_panel(compute, b.t(), i, out);
+        let kernel = Kernel::select(compute, isa::active());
+        let panel = kernel.groups(b.rows) * kernel.columns;
+        let size = b.columns.div_ceil(kernel.columns) * panel;
+        let mut panels = Scratch::take(size);
+        if size > 0 {
+            let used = &mut panels.groups_mut()[..size];
+            let some = pack::panels_at_once(kernel);
+            let pack =
+                |(i, out): (usize, &mut [u32])| pack::pack_b(kernel, b.t(), i * some * kernel.columns, out);
             if parallel {
-                used.par_chunks_mut(panel).enumerate().for_each(pack);
+                used.par_chunks_mut(some * panel).enumerate().for_each(pack);
             } else {
-                used.chunks_mut(panel).enumerate().for_each(pack);
+                used.chunks_mut(some * panel).enumerate().for_each(pack);
             }
         }
-        Self { compute, inner: b.rows, columns: b.columns, panels }
+        Self { kernel, inner: b.rows, columns: b.columns, panels }
     }
 }
 
@@ -184,15 +183,14 @@ pub fn gemm_packed(
     if c.is_empty() {
         return;
     }
-    let kernel = Kernel::select(b.compute, isa::active());
-    let cut = Cut::new(a.rows, n, kernel.rows);
+    let cut = Cut::new(a.rows, n, b.kernel);
     c.par_chunks_mut(cut.rows * n).enumerate().for_each(|(i, rows)| {
         let count = rows.len() / n;
         let shared = Shared::new(rows);
         (0..n.div_ceil(cut.columns)).into_par_iter().for_each(|j| {
             let columns = j * cut.columns..n.min((j + 1) * cut.columns);
             // SAFETY: these columns of this block's rows are nobody else's.
-            unsafe { multiply_block(kernel, a, i * cut.rows, count, b, columns, shared.at(0), n, write) };
+            unsafe { multiply_block(a, i * cut.rows, count, b, columns, shared.at(0), n, write) };
         });
         epilogue(i * cut.rows, rows);
     });
@@ -237,9 +235,8 @@ pub unsafe fn gemm_shared(
 /// `c` is valid for, and nobody else touches, a.rows rows of b.columns that start `c_stride` apart.
 unsafe fn serial(compute: Compute, a: View, b: View, c: *mut f32, c_stride: usize, write: Write) {
     assert_eq!(a.columns, b.rows, "inner dimensions must agree");
-    let kernel = Kernel::select(compute, isa::active());
     let packed = Packed::build(compute, b, false);
-    let cut = Cut::new(a.rows, b.columns, kernel.rows);
+    let cut = Cut::new(a.rows, b.columns, packed.kernel);
     for first in (0..a.rows).step_by(cut.rows) {
         let count = cut.rows.min(a.rows - first);
         for column in (0..b.columns).step_by(cut.columns) {
@@ -247,7 +244,7 @@ unsafe fn serial(compute: Compute, a: View, b: View, c: *mut f32, c_stride: usiz
             // SAFETY: rows first..first + count of the caller's window.
             unsafe {
                 let c = c.add(first * c_stride);
-                multiply_block(kernel, a, first, count, &packed, columns, c, c_stride, write);
+                multiply_block(a, first, count, &packed, columns, c, c_stride, write);
             }
         }
     }
@@ -257,11 +254,9 @@ unsafe fn serial(compute: Compute, a: View, b: View, c: *mut f32, c_stride: usiz
 /// first row.
 ///
 /// # Safety
-/// `c` is valid for, and nobody else touches, these columns of `count` rows that start `c_stride` apart; `kernel` is
-/// for b's compute type and runs on this machine.
+/// `c` is valid for, and nobody else touches, these columns of `count` rows that start `c_stride` apart.
 #[allow(clippy::too_many_arguments)]
 unsafe fn multiply_block(
-    kernel: Kernel,
     a: View,
     first: usize,
     count: usize,
@@ -271,42 +266,64 @@ unsafe fn multiply_block(
     c_stride: usize,
     write: Write,
 ) {
-    let groups = b.compute.groups(b.inner);
+    let kernel = b.kernel;
+    let groups = kernel.groups(b.inner);
     let tiles = count.div_ceil(kernel.rows);
     let mut packed_a = Scratch::take(tiles * kernel.rows * DEPTH.min(groups).next_multiple_of(16));
-    let mut edge = [0.0f32; MAX_ROWS * COLUMNS];
+    let mut edge = [0.0f32; MAX_TILE];
+    if let Some(session) = kernel.session {
+        // SAFETY: `Kernel::select` was asked for an instruction set that this machine has.
+        unsafe { (session.enter)() };
+    }
     // At least once, so that an empty inner dimension writes zeros.
     for depth in (0..groups.max(1)).step_by(DEPTH) {
         let deep = DEPTH.min(groups - depth);
         let add = depth > 0 || write == Write::Add;
-        let a_tile = deep.next_multiple_of(16) * kernel.rows;
-        let rows = pack::Rows { first, count, tile: kernel.rows };
-        pack::pack_a(b.compute, a, rows, depth, deep, packed_a.groups_mut());
-        for column in columns.clone().step_by(COLUMNS) {
-            let b_tile = &b.panels.groups()[column * groups + depth * COLUMNS..][..deep * COLUMNS];
-            let wide = COLUMNS.min(columns.end - column);
+        let a_size = deep.next_multiple_of(16) * kernel.rows;
+        pack::pack_a(kernel, a, first, count, depth, deep, packed_a.groups_mut());
+        for column in columns.clone().step_by(kernel.columns) {
+            let b_tile =
+                &b.panels.groups()[column * groups + depth * kernel.columns..][..deep * kernel.columns];
+            // The next panel's stretch is fetched a share at a time while this one is used.
+            let next = b_tile.as_ptr().wrapping_add(kernel.columns * groups);
+            let share = b_tile.len().div_ceil(tiles * 16);
+            let wide = kernel.columns.min(columns.end - column);
             for tile in 0..tiles {
-                let a_tile = &packed_a.groups()[tile * a_tile..][..a_tile];
+                let a_tile = &packed_a.groups()[tile * a_size..][..a_size];
                 let row = tile * kernel.rows;
                 let high = kernel.rows.min(count - row);
+                for line in tile * share..(tile + 1) * share {
+                    isa::prefetch(next.wrapping_add(line * 16));
+                }
                 // SAFETY: the tiles hold `deep` groups; a whole tile of the output lies inside the caller's window,
                 // and a part of one is computed aside and copied.
                 unsafe {
                     let target = c.add(row * c_stride + column);
-                    if high == kernel.rows && wide == COLUMNS {
+                    if high == kernel.rows && wide == kernel.columns {
                         (kernel.run)(deep, a_tile.as_ptr(), b_tile.as_ptr(), target, c_stride, add);
                         continue;
                     }
-                    (kernel.run)(deep, a_tile.as_ptr(), b_tile.as_ptr(), edge.as_mut_ptr(), COLUMNS, false);
+                    (kernel.run)(
+                        deep,
+                        a_tile.as_ptr(),
+                        b_tile.as_ptr(),
+                        edge.as_mut_ptr(),
+                        kernel.columns,
+                        false,
+                    );
                     for r in 0..high {
                         let target = std::slice::from_raw_parts_mut(target.add(r * c_stride), wide);
-                        for (t, e) in target.iter_mut().zip(&edge[r * COLUMNS..]) {
+                        for (t, e) in target.iter_mut().zip(&edge[r * kernel.columns..]) {
                             *t = if add { *t + e } else { *e };
                         }
                     }
                 }
             }
         }
+    }
+    if let Some(session) = kernel.session {
+        // SAFETY: entered above, on this thread.
+        unsafe { (session.leave)() };
     }
 }
 
@@ -325,12 +342,12 @@ struct Cut {
 }
 
 impl Cut {
-    /// Blocks of at least eight tiles, so that a panel is worth fetching into L1, and of at most 16 tiles by 512
-    /// columns, so that block and packed rows stay in L2; about sixteen or more of them where the shape allows.
-    fn new(rows: usize, columns: usize, tile: usize) -> Self {
-        let block = rows.div_ceil(16).next_multiple_of(tile).clamp(8 * tile, 16 * tile);
+    /// Blocks of at least 96 rows, so that a panel is worth fetching into L1, and of at most 192 by 512, so that block
+    /// and packed rows stay in L2; about sixteen or more of them where the shape allows.
+    fn new(rows: usize, columns: usize, kernel: Kernel) -> Self {
+        let block = rows.div_ceil(16).clamp(192, 192).next_multiple_of(kernel.rows);
         let pieces = 16usize.div_ceil(rows.div_ceil(block).max(1));
-        let wide = columns.div_ceil(pieces).next_multiple_of(COLUMNS).clamp(6 * COLUMNS, 16 * COLUMNS);
+        let wide = columns.div_ceil(pieces).max(192).next_multiple_of(kernel.columns);
         Self { rows: block, columns: wide }
     }
 }

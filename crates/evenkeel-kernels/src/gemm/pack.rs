@@ -1,127 +1,186 @@
 //! Copies a matrix into the layout of the micro-kernels, converting to the compute type on the way.
 //!
-//! Both sides are built from tiles of sixteen free indices (rows of `a`, columns of `b`) by sixteen groups. A
-//! source that runs along the inner dimension is converted line by line; one that runs across it gives
-//! sixteen free indices of one group at a time. `a` wants lines along, `b` wants lines across: where source
-//! and target differ the tile is transposed in registers.
+//! The unit is a [`Tile`] of sixteen free indices (rows of `a`, columns of `b`) by sixteen groups. A source that runs
+//! along the inner dimension is converted line by line; one that runs across it gives sixteen free indices of one
+//! group at a time. `a` wants lines along, `b` wants lines across: where source and target differ the tile is
+//! transposed in registers. Sources are read in the order of their memory, as many neighbouring tiles at a time as
+//! [`STRIPS`], since one line of each of sixteen distant rows after another defeats every prefetcher.
 
-use super::micro::COLUMNS;
-use super::{Compute, View};
+use super::View;
+use super::micro::{Element, Kernel};
 use crate::isa::{self, Isa, multiversion};
 
 /// Sixteen lines of sixteen groups.
+#[derive(Clone, Copy)]
 #[repr(C, align(64))]
 struct Tile([[u32; 16]; 16]);
 
-/// Which rows of `a`, and how many in a tile.
-#[derive(Clone, Copy)]
-pub(super) struct Rows {
-    pub(super) first: usize,
-    pub(super) count: usize,
-    pub(super) tile: usize,
-}
+/// Tiles side by side that are read from a source together: 192 free indices, 12 KiB.
+const STRIPS: usize = 12;
 
-/// Packs groups `depth..depth + deep` of some rows of `a`. `out` gets, for each tile, the groups rounded up to 16,
-/// times the rows of a tile; rows past the end are zero.
-pub(super) fn pack_a(compute: Compute, a: View, rows: Rows, depth: usize, deep: usize, out: &mut [u32]) {
-    let tile_size = deep.next_multiple_of(16) * rows.tile;
-    let mut tile = Tile([[0; 16]; 16]);
-    let padded = rows.count.next_multiple_of(rows.tile);
-    for row in (0..padded).step_by(16) {
-        let have = rows.count.saturating_sub(row).min(16);
-        for block in 0..deep.div_ceil(16) {
-            let group = depth + block * 16;
-            if a.column_stride == 1 {
-                lines_along(compute, a, rows.first + row, have, group, &mut tile);
-            } else {
-                lines_across(compute, a, rows.first + row, have, group, &mut tile);
-                transpose(&mut tile);
-            }
-            for (i, line) in tile.0.iter().enumerate().take(padded - row) {
-                let (t, r) = ((row + i) / rows.tile, (row + i) % rows.tile);
-                let at = t * tile_size + (block * rows.tile + r) * 16;
-                out[at..at + 16].copy_from_slice(line);
-            }
-        }
-    }
-}
-
-/// Packs columns `panel * 32..` of `b`, given as its transpose, into `out`: groups × 32. Columns past the end are
-/// zero.
-pub(super) fn pack_b_panel(compute: Compute, b_transposed: View, panel: usize, out: &mut [u32]) {
-    let groups = compute.groups(b_transposed.columns);
-    let out = &mut out[..groups * COLUMNS];
-    let mut tile = Tile([[0; 16]; 16]);
-    for half in 0..2 {
-        let first = panel * COLUMNS + half * 16;
-        let have = b_transposed.rows.saturating_sub(first).min(16);
-        for block in (0..groups).step_by(16) {
-            if b_transposed.column_stride == 1 {
-                lines_along(compute, b_transposed, first, have, block, &mut tile);
-                transpose(&mut tile);
-            } else {
-                lines_across(compute, b_transposed, first, have, block, &mut tile);
-            }
-            for (i, line) in tile.0.iter().enumerate().take(groups - block) {
-                let at = (block + i) * COLUMNS + half * 16;
-                out[at..at + 16].copy_from_slice(line);
-            }
-        }
-    }
-}
-
-multiversion! {
-    /// Line i of the tile: sixteen groups of row `first + i`, from group `group` on; zero past either end.
-    fn lines_along(compute: Compute, x: View, first: usize, have: usize, group: usize, tile: &mut Tile) {
-        let start = group * compute.per_group();
-        let length = x.columns.saturating_sub(start).min(16 * compute.per_group());
-        for (i, line) in tile.0.iter_mut().enumerate() {
-            if i >= have || length == 0 {
-                *line = [0; 16];
-                continue;
-            }
-            let source = &x.data[(first + i) * x.row_stride + start..][..length];
-            match compute {
-                Compute::F32 => line_f32(source, line),
-                Compute::Bf16 => line_bf16(source, line),
-            }
-        }
-    }
-}
-
-multiversion! {
-    /// Line i of the tile: group `group + i` of sixteen rows from `first` on; zero past either end.
-    fn lines_across(compute: Compute, x: View, first: usize, have: usize, group: usize, tile: &mut Tile) {
-        let per = compute.per_group();
-        for (i, line) in tile.0.iter_mut().enumerate() {
-            let k = (group + i) * per;
-            let run = |k: usize| {
-                if k < x.columns && have > 0 { &x.data[k * x.column_stride + first..][..have] } else { &[] }
-            };
-            match compute {
-                Compute::F32 => line_f32(run(k), line),
-                Compute::Bf16 => line_two_bf16(run(k), run(k + 1), line),
-            }
-        }
-    }
-}
-
-#[inline(always)]
-fn line_f32(source: &[f32], line: &mut [u32; 16]) {
-    if let Ok(source) = <&[f32; 16]>::try_from(source) {
-        for (l, s) in line.iter_mut().zip(source) {
-            *l = s.to_bits();
+/// Packs groups `depth..depth + deep` of rows `first..first + count` of `a`. `out` gets, for each tile, the groups
+/// rounded up to 16, times the rows of a tile; rows and groups past the end are zero.
+pub(super) fn pack_a(
+    kernel: Kernel,
+    a: View,
+    first: usize,
+    count: usize,
+    depth: usize,
+    deep: usize,
+    out: &mut [u32],
+) {
+    let blocks = deep.div_ceil(16);
+    let tile_size = blocks * 16 * kernel.rows;
+    let padded = count.next_multiple_of(kernel.rows);
+    // Where sixteen groups of a row go.
+    let place = |row: usize, block: usize| {
+        row / kernel.rows * tile_size + (block * kernel.rows + row % kernel.rows) * 16
+    };
+    if a.column_stride == 1 {
+        for row in 0..padded {
+            let inside = (row < count).then_some(first + row);
+            let (start, step) = (place(row, 0), 16 * kernel.rows);
+            lines_along(kernel.element, a, inside, depth, blocks, &mut out[start..], step);
         }
         return;
     }
-    *line = [0; 16];
-    for (l, s) in line.iter_mut().zip(source) {
-        *l = s.to_bits();
+    let mut stage = [Tile([[0; 16]; 16]); STRIPS];
+    for row in (0..padded).step_by(16 * STRIPS) {
+        let have = count.saturating_sub(row).min(16 * STRIPS);
+        let wide = (padded - row).min(16 * STRIPS);
+        let stage = &mut stage[..wide.div_ceil(16)];
+        for block in 0..blocks {
+            lines_across(kernel.element, a, first + row, have, depth + block * 16, stage);
+            for (strip, tile) in stage.iter_mut().enumerate() {
+                transpose(tile);
+                for (i, line) in tile.0.iter().enumerate().take(wide - 16 * strip) {
+                    out[place(row + 16 * strip + i, block)..][..16].copy_from_slice(line);
+                }
+            }
+        }
+    }
+}
+
+/// Panels that are packed together.
+pub(super) fn panels_at_once(kernel: Kernel) -> usize {
+    16 * STRIPS / kernel.columns
+}
+
+/// Packs panels of `b`, given as its transpose, from column `first` on into `out`: groups × columns of each. Columns
+/// and groups past the end are zero. At most [`panels_at_once`].
+pub(super) fn pack_b(kernel: Kernel, b_transposed: View, first: usize, out: &mut [u32]) {
+    let width = kernel.columns;
+    let groups = kernel.groups(b_transposed.columns);
+    let have = b_transposed.rows.saturating_sub(first);
+    let strips = out.len() / (groups * 16);
+    let mut stage = [Tile([[0; 16]; 16]); STRIPS];
+    let mut write = |strip: usize, block: usize, tile: &Tile| {
+        let (panel, part) = (strip * 16 / width, strip * 16 % width);
+        for (i, line) in tile.0.iter().enumerate().take(groups - block) {
+            let at = panel * groups * width + (block + i) * width + part;
+            out[at..at + 16].copy_from_slice(line);
+        }
+    };
+    if b_transposed.column_stride == 1 {
+        for strip in 0..strips {
+            let tile = &mut stage[0];
+            for block in (0..groups).step_by(16) {
+                for (i, line) in tile.0.iter_mut().enumerate() {
+                    let row = strip * 16 + i;
+                    let inside = (row < have).then_some(first + row);
+                    lines_along(kernel.element, b_transposed, inside, block, 1, line, 16);
+                }
+                transpose(tile);
+                write(strip, block, tile);
+            }
+        }
+        return;
+    }
+    let stage = &mut stage[..strips];
+    for block in (0..groups).step_by(16) {
+        lines_across(kernel.element, b_transposed, first, have.min(16 * strips), block, stage);
+        for (strip, tile) in stage.iter().enumerate() {
+            write(strip, block, tile);
+        }
+    }
+}
+
+multiversion! {
+    /// `lines` times sixteen groups of a row, from group `group` on, each `step` after the one before; zero past the
+    /// end, and if there is no such row.
+    fn lines_along(
+        element: Element,
+        x: View,
+        row: Option<usize>,
+        group: usize,
+        lines: usize,
+        out: &mut [u32],
+        step: usize,
+    ) {
+        let row = row.map_or(&[][..], |row| &x.data[row * x.row_stride..][..x.columns]);
+        for i in 0..lines {
+            let per_line = 16 * element.per_group();
+            let start = (group * element.per_group() + i * per_line).min(row.len());
+            let source = &row[start..(start + per_line).min(row.len())];
+            let line = &mut out[i * step..][..16];
+            match element {
+                Element::F32 => line_f32(source, line, f32::to_bits),
+                Element::Bf16AsF32 => line_f32(source, line, |x| bf16_bits(x) << 16),
+                Element::Bf16Pair => line_bf16(source, line),
+            }
+        }
+    }
+}
+
+multiversion! {
+    /// Line i of each tile: group `group + i` of sixteen rows, `have` of them from `first` on through all tiles; zero
+    /// past either end.
+    fn lines_across(element: Element, x: View, first: usize, have: usize, group: usize, tiles: &mut [Tile]) {
+        let per = element.per_group();
+        for i in 0..16 {
+            let k = (group + i) * per;
+            let run = |k: usize| match k < x.columns && have > 0 {
+                true => &x.data[k * x.column_stride + first..][..have],
+                false => &[],
+            };
+            let (even, odd) = (run(k), if per == 2 { run(k + 1) } else { &[] });
+            // The next block's lines lie up to a page apart, which no prefetcher of the processor foresees.
+            let ahead = x.data.as_ptr().wrapping_add((k + 16 * per) * x.column_stride + first);
+            for (strip, tile) in tiles.iter_mut().enumerate() {
+                for next in 0..per {
+                    isa::prefetch(ahead.wrapping_add(next * x.column_stride + 16 * strip));
+                }
+                let part = |run: &'_ [f32]| -> (usize, usize) {
+                    ((16 * strip).min(run.len()), (16 * strip + 16).min(run.len()))
+                };
+                let ((a, b), (c, d)) = (part(even), part(odd));
+                let line = &mut tile.0[i];
+                match element {
+                    Element::F32 => line_f32(&even[a..b], line, f32::to_bits),
+                    Element::Bf16AsF32 => line_f32(&even[a..b], line, |x| bf16_bits(x) << 16),
+                    Element::Bf16Pair => line_two_bf16(&even[a..b], &odd[c..d], line),
+                }
+            }
+        }
     }
 }
 
 #[inline(always)]
-fn line_bf16(source: &[f32], line: &mut [u32; 16]) {
+fn line_f32(source: &[f32], line: &mut [u32], bits: impl Fn(f32) -> u32) {
+    if let (Ok(source), Ok(line)) = (<&[f32; 16]>::try_from(source), <&mut [u32; 16]>::try_from(&mut *line)) {
+        for (l, s) in line.iter_mut().zip(source) {
+            *l = bits(*s);
+        }
+        return;
+    }
+    line.fill(0);
+    for (l, s) in line.iter_mut().zip(source) {
+        *l = bits(*s);
+    }
+}
+
+#[inline(always)]
+fn line_bf16(source: &[f32], line: &mut [u32]) {
     if let Ok(source) = <&[f32; 32]>::try_from(source) {
         let mut halves = [0u16; 32];
         for (h, s) in halves.iter_mut().zip(source) {
@@ -132,7 +191,7 @@ fn line_bf16(source: &[f32], line: &mut [u32; 16]) {
         }
         return;
     }
-    *line = [0; 16];
+    line.fill(0);
     for (i, s) in source.iter().enumerate() {
         line[i / 2] |= bf16_bits(*s) << (16 * (i % 2));
     }
@@ -165,14 +224,53 @@ pub(super) fn bf16_bits(x: f32) -> u32 {
 
 fn transpose(tile: &mut Tile) {
     #[cfg(target_arch = "x86_64")]
-    if isa::active() == Isa::Avx512 {
+    match isa::active() {
         // SAFETY: `active` is at most what this machine has.
-        return unsafe { transpose_avx512(tile) };
+        Isa::Amx | Isa::Avx512 => return unsafe { transpose_avx512(tile) },
+        // SAFETY: as above.
+        Isa::Avx2 => return unsafe { transpose_avx2(tile) },
+        _ => {}
     }
     let source = tile.0;
     for (i, line) in tile.0.iter_mut().enumerate() {
         for (j, v) in line.iter_mut().enumerate() {
             *v = source[j][i];
+        }
+    }
+}
+
+/// Four squares of eight by eight: pairs of lines, pairs of pairs, then halves of registers.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn transpose_avx2(tile: &mut Tile) {
+    use std::arch::x86_64::*;
+    let lines = tile.0.as_mut_ptr();
+    let square = |row: usize, column: usize| -> [__m256; 8] {
+        // SAFETY: a tile is sixteen aligned lines of sixteen, and row and column are 0 or 8.
+        let x: [__m256; 8] =
+            std::array::from_fn(|i| unsafe { _mm256_load_ps(lines.add(row + i).cast::<f32>().add(column)) });
+        let pair = |i: usize| {
+            (_mm256_unpacklo_ps(x[2 * i], x[2 * i + 1]), _mm256_unpackhi_ps(x[2 * i], x[2 * i + 1]))
+        };
+        let four = |a: (__m256, __m256), b: (__m256, __m256)| {
+            [
+                _mm256_shuffle_ps::<0x44>(a.0, b.0),
+                _mm256_shuffle_ps::<0xee>(a.0, b.0),
+                _mm256_shuffle_ps::<0x44>(a.1, b.1),
+                _mm256_shuffle_ps::<0xee>(a.1, b.1),
+            ]
+        };
+        let (top, bottom) = (four(pair(0), pair(1)), four(pair(2), pair(3)));
+        std::array::from_fn(|i| match i {
+            0..4 => _mm256_permute2f128_ps::<0x20>(top[i], bottom[i]),
+            _ => _mm256_permute2f128_ps::<0x31>(top[i - 4], bottom[i - 4]),
+        })
+    };
+    let squares = [(0, 0), (0, 8), (8, 0), (8, 8)].map(|(row, column)| (row, column, square(row, column)));
+    for (row, column, square) in squares {
+        for (i, line) in square.into_iter().enumerate() {
+            // SAFETY: as above; the square has been read, and so has the one it overwrites.
+            unsafe { _mm256_store_ps(lines.add(column + i).cast::<f32>().add(row), line) };
         }
     }
 }
