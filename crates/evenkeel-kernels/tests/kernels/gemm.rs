@@ -1,0 +1,393 @@
+//! Matrix products: the error bounds that the module states, element by element, and what may never be touched.
+
+use crate::common::{Bits, fill};
+use crate::reference::{Expected, U, product_bound};
+use crate::{refuses, same_on_any_threads};
+use evenkeel_kernels::gemm::{
+    Compute, Packed, View, Write, gemm, gemm_packed, gemm_serial, gemm_shared, gemm_then,
+};
+use evenkeel_kernels::threads::Shared;
+use rayon::prelude::*;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+const COMPUTES: [Compute; 2] = [Compute::F32, Compute::Bf16];
+
+/// A matrix as it lies in memory: perhaps transposed, perhaps with NaN between its rows and after the last.
+struct Stored {
+    data: Vec<f32>,
+    rows: usize,
+    columns: usize,
+    gap: usize,
+    transposed: bool,
+}
+
+impl Stored {
+    /// `values` is the matrix itself, row-major.
+    fn new(values: &[f32], rows: usize, columns: usize, transposed: bool, gap: usize) -> Self {
+        let (r, c) = if transposed { (columns, rows) } else { (rows, columns) };
+        let mut data = vec![f32::NAN; r * (c + gap)];
+        for i in 0..r {
+            for j in 0..c {
+                data[i * (c + gap) + j] =
+                    if transposed { values[j * columns + i] } else { values[i * columns + j] };
+            }
+        }
+        Self { data, rows, columns, gap, transposed }
+    }
+
+    fn view(&self) -> View<'_> {
+        let (r, c) = if self.transposed { (self.columns, self.rows) } else { (self.rows, self.columns) };
+        let view = if self.gap == 0 {
+            View::new(&self.data, r, c)
+        } else {
+            View::strided(&self.data, r, c, c + self.gap)
+        };
+        if self.transposed { view.t() } else { view }
+    }
+}
+
+/// Σ a b and Σ |a b| of row-major factors, in float64.
+fn sums(a: &[f64], b: &[f64], m: usize, k: usize, n: usize) -> (Vec<f64>, Vec<f64>) {
+    let (mut value, mut size) = (vec![0.0; m * n], vec![0.0; m * n]);
+    for i in 0..m {
+        let (value, size) = (&mut value[i * n..(i + 1) * n], &mut size[i * n..(i + 1) * n]);
+        for l in 0..k {
+            let (a, b) = (a[i * k + l], &b[l * n..(l + 1) * n]);
+            for ((v, s), b) in value.iter_mut().zip(size.iter_mut()).zip(b) {
+                *v += a * b;
+                *s += (a * b).abs();
+            }
+        }
+    }
+    (value, size)
+}
+
+/// To eight significant bits, nearest, ties to even, by arithmetic and not by bits.
+fn bf16(x: f32) -> f64 {
+    let x = x as f64;
+    if x == 0.0 || !x.is_finite() {
+        return x;
+    }
+    let step = 2f64.powi(x.abs().log2().floor() as i32 - 7);
+    (x / step).round_ties_even() * step
+}
+
+/// A product and what it must be: by the stated bound, and for bfloat16 also, sharper, from rounded factors.
+struct Product {
+    m: usize,
+    k: usize,
+    n: usize,
+    a: Vec<f32>,
+    b: Vec<f32>,
+    c: Vec<f32>,
+    bounds: [Vec<Expected>; 2],
+}
+
+impl Product {
+    fn new(m: usize, k: usize, n: usize) -> Self {
+        let (a, b, c) = (fill(m * k, 1), fill(k * n, 2), fill(m * n, 3));
+        let f32_bound = product_bound(Compute::F32, k);
+        let from = |round: fn(f32) -> f64, bound: f64| {
+            let wide = |x: &[f32]| x.iter().map(|&v| round(v)).collect::<Vec<f64>>();
+            let (value, size) = sums(&wide(&a), &wide(&b), m, k, n);
+            Expected { value, error: size.iter().map(|s| s * bound).collect() }
+        };
+        let exact = from(|x| x as f64, f32_bound);
+        let mut stated = exact.clone();
+        stated.error.iter_mut().for_each(|e| *e *= product_bound(Compute::Bf16, k) / f32_bound);
+        let rounded = from(bf16, f32_bound);
+        Self { m, k, n, a, b, c, bounds: [vec![exact], vec![stated, rounded]] }
+    }
+
+    /// Checks what was written over, or added to, the first columns of `c`'s rows.
+    #[track_caller]
+    fn check(&self, what: &str, compute: Compute, write: Write, got: &[f32]) {
+        for bound in &self.bounds[compute as usize] {
+            let mut bound = bound.clone();
+            if write == Write::Add {
+                for ((value, error), &c) in bound.value.iter_mut().zip(&mut bound.error).zip(&self.c) {
+                    *value += c as f64;
+                    // What was there is one more summand: as many more roundings, of itself too.
+                    *error += (self.k + 2) as f64 * U * c.abs() as f64;
+                }
+            }
+            let shape = (self.m, self.k, self.n);
+            bound.check(&format!("{what}, {compute:?}, {write:?}, (m, k, n) = {shape:?}"), got);
+        }
+    }
+
+    /// Every driver on this layout of the factors.
+    fn check_all(&self, a: View, b: View) {
+        for compute in COMPUTES {
+            for write in [Write::Replace, Write::Add] {
+                // NaN that is to be replaced must leave no trace.
+                let start =
+                    if write == Write::Add { self.c.clone() } else { vec![f32::NAN; self.m * self.n] };
+                let mut c = start.clone();
+                gemm(compute, a, b, &mut c, write);
+                self.check("gemm", compute, write, &c);
+                let stride = self.n + 3;
+                let mut padded = vec![GAP; self.m * stride];
+                for (to, from) in padded.chunks_mut(stride).zip(start.chunks(self.n.max(1))) {
+                    to[..self.n].copy_from_slice(from);
+                }
+                gemm_serial(compute, a, b, &mut padded, stride, write);
+                let mut rows = Vec::new();
+                for row in padded.chunks(stride) {
+                    rows.extend_from_slice(&row[..self.n]);
+                    assert!(row[self.n..].iter().all(|v| v.to_bits() == GAP.to_bits()), "wrote between rows");
+                }
+                self.check("gemm_serial", compute, write, &rows);
+            }
+        }
+    }
+}
+
+const GAP: f32 = 12_345.678;
+
+#[test]
+fn odd_shapes_in_every_layout_keep_the_stated_bound() {
+    let sizes = [0, 1, 15, 16, 17, 31, 33, 67];
+    let all: Vec<_> =
+        sizes.iter().flat_map(|&m| sizes.iter().flat_map(move |&k| sizes.map(move |n| (m, k, n)))).collect();
+    all.into_par_iter().for_each(|(m, k, n)| {
+        let product = Product::new(m, k, n);
+        // Transposed or not, with gaps or without: all sixteen pairs.
+        for layout in 0..16 {
+            let bit = |i: usize| layout >> i & 1;
+            let a = Stored::new(&product.a, m, k, bit(0) == 1, 5 * bit(1));
+            let b = Stored::new(&product.b, k, n, bit(2) == 1, 3 * bit(3));
+            product.check_all(a.view(), b.view());
+        }
+    });
+}
+
+#[test]
+fn shapes_past_every_block_keep_the_stated_bound() {
+    // Deep (several stretches of the inner dimension), wide (several column blocks), tall (several row blocks),
+    // and one row or one column of each.
+    let shapes = [
+        (197, 37, 523),
+        (67, 1031, 131),
+        (13, 2053, 67),
+        (389, 257, 65),
+        (13, 515, 1103),
+        (1, 777, 1999),
+        (1999, 300, 1),
+        (1009, 3, 33),
+        (1, 4099, 1),
+    ];
+    for (m, k, n) in shapes {
+        let product = Product::new(m, k, n);
+        for layout in 0..4 {
+            let bit = |i: usize| layout >> i & 1;
+            let a = Stored::new(&product.a, m, k, bit(0) == 1, 7 * bit(1));
+            let b = Stored::new(&product.b, k, n, bit(1) == 1, 9 * bit(0));
+            product.check_all(a.view(), b.view());
+        }
+    }
+}
+
+#[test]
+fn bfloat16_rounds_to_nearest_ties_to_even() {
+    // Halfway above an even and above an odd last bit, just off halfway, and carries into the exponent.
+    let e = 2f32.powi(-8);
+    let mut a = vec![1.0 + e, 1.0 + 3.0 * e, 1.0 + e + e / 256.0, 1.0 + 3.0 * e - e / 256.0, 2.0 - e, 255.75];
+    a.extend(fill(27, 4));
+    a.extend(a.clone().iter().map(|v| -v * 3.0));
+    let k = a.len();
+    let mut one = vec![0.0; k * k];
+    (0..k).for_each(|i| one[i * k + i] = 1.0);
+    let want: Vec<f64> = a.iter().map(|&v| bf16(v)).collect();
+    assert_eq!(want[..2], [1.0, 1.0 + 4.0 * e as f64]);
+    let (mut right, mut left) = (vec![0.0; k], vec![0.0; k]);
+    gemm(Compute::Bf16, View::new(&a, 1, k), View::new(&one, k, k), &mut right, Write::Replace);
+    gemm(Compute::Bf16, View::new(&one, k, k), View::new(&a, k, 1), &mut left, Write::Replace);
+    for got in [right, left] {
+        assert!(got.iter().zip(&want).all(|(&g, &w)| g as f64 == w), "{got:?} is not {want:?}");
+    }
+}
+
+#[test]
+fn an_empty_inner_dimension_writes_zeros_or_keeps() {
+    for compute in COMPUTES {
+        let (a, b) = (View::new(&[], 19, 0), View::new(&[], 0, 35));
+        let mut c = vec![f32::NAN; 19 * 35];
+        gemm(compute, a, b, &mut c, Write::Replace);
+        assert!(c.iter().all(|v| v.to_bits() == 0));
+        let start = fill(19 * 35, 1);
+        let mut c = start.clone();
+        gemm(compute, a, b, &mut c, Write::Add);
+        assert_eq!(c, start);
+        gemm_serial(compute, a, b, &mut c, 35, Write::Add);
+        assert_eq!(c, start);
+        gemm_serial(compute, a, b, &mut c, 35, Write::Replace);
+        assert!(c.iter().all(|v| v.to_bits() == 0));
+    }
+}
+
+/// Special values at every place of a factor; the zeros in the other one make NaN of an infinity.
+#[test]
+fn nan_and_infinity_reach_the_outputs_they_must_and_no_other() {
+    let (m, k, n) = (13, 19, 37);
+    let mut a = fill(m * k, 1);
+    let mut b = fill(k * n, 2);
+    (0..k).for_each(|l| b[l * n + l] = 0.0);
+    (0..m).for_each(|i| a[i * k + i] = 0.0);
+    for compute in COMPUTES {
+        let run = |a: &[f32], b: &[f32]| {
+            let (mut c, mut serial) = (vec![0.0; m * n], vec![0.0; m * n]);
+            let (a, b) = (View::new(a, m, k), View::new(b, k, n));
+            gemm(compute, a, b, &mut c, Write::Replace);
+            gemm_serial(compute, a, b, &mut serial, n, Write::Replace);
+            [c, serial]
+        };
+        let clean = run(&a, &b);
+        for special in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            for at in 0..m * k + k * n {
+                let (mut a, mut b) = (a.clone(), b.clone());
+                if at < m * k {
+                    a[at] = special
+                } else {
+                    b[at - m * k] = special
+                }
+                let wide = |x: &[f32]| x.iter().map(|&v| v as f64).collect::<Vec<f64>>();
+                let (want, _) = sums(&wide(&a), &wide(&b), m, k, n);
+                for (got, clean) in run(&a, &b).iter().zip(&clean) {
+                    for ((&got, &want), &clean) in got.iter().zip(&want).zip(clean) {
+                        let good = match want {
+                            w if w.is_nan() => got.is_nan(),
+                            w if w.is_infinite() => got as f64 == w,
+                            _ => got.to_bits() == clean.to_bits(),
+                        };
+                        assert!(good, "{compute:?}, {special} at {at}: {got} instead of {want}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn special_values_in_the_output_are_replaced_or_kept() {
+    let product = Product::new(9, 5, 35);
+    for compute in COMPUTES {
+        let (a, b) = (View::new(&product.a, 9, 5), View::new(&product.b, 5, 35));
+        let mut c = product.c.clone();
+        c[7] = f32::NAN;
+        c[200] = f32::INFINITY;
+        gemm(compute, a, b, &mut c, Write::Add);
+        assert!(c[7].is_nan() && c[200] == f32::INFINITY);
+        assert_eq!(c.iter().filter(|v| !v.is_finite()).count(), 2);
+    }
+}
+
+#[test]
+fn the_epilogue_sees_every_row_once_and_finished() {
+    for (m, k, n) in [(1, 1, 1), (67, 33, 17), (517, 300, 47), (33, 700, 1103)] {
+        let product = Product::new(m, k, n);
+        let (a, b) = (View::new(&product.a, m, k), View::new(&product.b, k, n));
+        for compute in COMPUTES {
+            for write in [Write::Replace, Write::Add] {
+                let mut plain = product.c.clone();
+                gemm(compute, a, b, &mut plain, write);
+                let seen: Vec<AtomicUsize> = (0..m).map(|_| AtomicUsize::new(0)).collect();
+                let mut c = product.c.clone();
+                gemm_then(compute, a, b, &mut c, write, |first, rows| {
+                    assert_eq!(rows.len() % n, 0, "not whole rows");
+                    let finished = &plain[first * n..first * n + rows.len()];
+                    assert!(rows.iter().zip(finished).all(|(x, y)| x.to_bits() == y.to_bits()));
+                    for row in first..first + rows.len() / n {
+                        seen[row].fetch_add(1, Ordering::Relaxed);
+                    }
+                    rows.iter_mut().for_each(|v| *v *= -2.0);
+                });
+                assert!(seen.iter().all(|s| s.load(Ordering::Relaxed) == 1));
+                assert!(c.iter().zip(&plain).all(|(x, y)| *x == -2.0 * y), "the epilogue's work was lost");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_packed_factor_serves_many_products() {
+    let (k, n) = (301, 83);
+    let products = [1, 17, 130, 0, 5].map(|m| Product::new(m, k, n));
+    for compute in COMPUTES {
+        let packed = Packed::new(compute, View::new(&products[0].b, k, n));
+        for product in products.iter().chain(&products) {
+            let mut c = product.c.clone();
+            let a = View::new(&product.a, product.m, k);
+            gemm_packed(a, &packed, &mut c, Write::Add, |_, _| {});
+            product.check("gemm_packed", compute, Write::Add, &c);
+            gemm_packed(a, &packed, &mut c, Write::Replace, |_, _| {});
+            product.check("gemm_packed", compute, Write::Replace, &c);
+        }
+    }
+}
+
+#[test]
+fn threads_write_windows_of_one_buffer() {
+    // Seven products side by side in rows of 7 · 19 + 2.
+    let (m, k, n, count) = (45, 33, 19, 7);
+    let stride = count * n + 2;
+    let product = Product::new(m, k, n);
+    for compute in COMPUTES {
+        let mut c = vec![GAP; 3 + m * stride];
+        let shared = Shared::new(&mut c);
+        (0..count).into_par_iter().for_each(|i| {
+            let (a, b) = (View::new(&product.a, m, k), View::new(&product.b, k, n));
+            // SAFETY: columns i · n.. of every row are this product's own, and the last row ends inside.
+            unsafe { gemm_shared(compute, a, b, &shared, 3 + i * n, stride, Write::Replace) };
+        });
+        assert!(c[..3].iter().all(|&v| v == GAP));
+        for i in 0..count {
+            let window: Vec<f32> =
+                c[3..].chunks(stride).flat_map(|row| row[i * n..(i + 1) * n].to_vec()).collect();
+            product.check("gemm_shared", compute, Write::Replace, &window);
+        }
+        assert!(c[3..].chunks(stride).all(|row| row[count * n..].iter().all(|&v| v == GAP)));
+    }
+}
+
+#[test]
+fn threads_change_no_bit() {
+    for (m, k, n) in [(33, 17, 65), (517, 129, 331), (5, 600, 1200), (1200, 600, 5)] {
+        let (a, b, start) = (fill(m * k, 1), fill(k * n, 2), fill(m * n, 3));
+        for compute in COMPUTES {
+            same_on_any_threads("gemm", || {
+                let mut c = start.clone();
+                gemm(compute, View::new(&a, k, m).t(), View::new(&b, k, n), &mut c, Write::Add);
+                Bits::default().and(&c)
+            });
+        }
+    }
+}
+
+#[test]
+fn sizes_that_do_not_fit_are_refused() {
+    let x = [0.0f32; 64];
+    let v = |r, c| View::new(&x[..r * c], r, c);
+    refuses("a view larger than its data", || _ = View::new(&x, 8, 9));
+    refuses("a view smaller than its data", || _ = View::new(&x, 7, 9));
+    refuses("a last row past the end", || _ = View::strided(&x, 8, 5, 9));
+    refuses("an overflowing stride", || _ = View::strided(&x, 3, 2, usize::MAX));
+    assert_eq!(View::strided(&x, 8, 1, 9).t().columns(), 8);
+    refuses("different inner dimensions", move || {
+        gemm(Compute::F32, v(4, 5), v(4, 5), &mut [0.0; 20], Write::Replace);
+    });
+    refuses("a short output", move || gemm(Compute::F32, v(4, 5), v(5, 4), &mut [0.0; 15], Write::Replace));
+    refuses("a long output", move || gemm(Compute::F32, v(4, 5), v(5, 4), &mut [0.0; 17], Write::Replace));
+    refuses("different inner dimensions, serially", move || {
+        gemm_serial(Compute::Bf16, v(4, 5), v(4, 5), &mut [0.0; 20], 5, Write::Replace);
+    });
+    refuses("a stride below the width", move || {
+        gemm_serial(Compute::F32, v(4, 5), v(5, 4), &mut [0.0; 64], 3, Write::Replace);
+    });
+    refuses("a last row past the output's end", move || {
+        gemm_serial(Compute::F32, v(4, 5), v(5, 4), &mut [0.0; 21], 6, Write::Replace);
+    });
+    refuses("different inner dimensions, packed", move || {
+        gemm_packed(v(4, 6), &Packed::new(Compute::F32, v(5, 4)), &mut [0.0; 16], Write::Add, |_, _| {});
+    });
+}
