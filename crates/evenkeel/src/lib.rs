@@ -22,6 +22,7 @@ pub mod model;
 pub mod names;
 pub mod ops;
 pub mod optim;
+pub mod profile;
 pub mod quant;
 pub mod random;
 pub mod report;

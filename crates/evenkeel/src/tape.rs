@@ -9,6 +9,7 @@
 //! [`Tape::compose`] makes one node of any candle expression, differentiated by candle itself: a research
 //! idea starts there and runs at once, on any device and in float64.
 
+use crate::profile::{Pass, Profile, Span};
 use crate::slices::{is_fast, slice, with_slice_mut};
 use candle_core::{Result, Shape, Tensor, Var, bail};
 use evenkeel_kernels::gemm::Compute;
@@ -125,16 +126,24 @@ enum Slot {
 
 type Backward = Box<dyn FnOnce(Tensor, &mut Sink) -> Result<()>>;
 
+struct Node {
+    operation: &'static str,
+    output: usize,
+    backward: Backward,
+}
+
 #[derive(Default)]
 struct Record {
     slots: Vec<Slot>,
-    nodes: Vec<(usize, Backward)>,
+    nodes: Vec<Node>,
 }
 
 /// The record of one forward pass.
 pub struct Tape {
     record: Option<RefCell<Record>>,
     execution: Execution,
+    /// Where to account time, and as what pass the operations that are run now count.
+    profile: Option<(Profile, Pass)>,
 }
 
 impl Tape {
@@ -145,17 +154,27 @@ impl Tape {
 
     /// A tape that records.
     pub fn recording_as(execution: Execution) -> Self {
-        Self { record: Some(RefCell::default()), execution }
+        Self { record: Some(RefCell::default()), execution, profile: None }
     }
 
     /// A tape that keeps nothing, in float32: evaluation and inspection.
     pub fn off() -> Self {
-        Self { record: None, execution: Execution::default() }
+        Self { record: None, execution: Execution::default(), profile: None }
     }
 
     /// A tape that keeps nothing and computes as this one does.
     pub fn twin_off(&self) -> Self {
-        Self { record: None, execution: self.execution }
+        Self { record: None, execution: self.execution, profile: self.profile.clone() }
+    }
+
+    /// The same tape, which accounts the time of its operations in `profile`, forwards and backwards.
+    pub fn profiled(self, profile: &Profile) -> Self {
+        Self { profile: Some((profile.clone(), Pass::Forward)), ..self }
+    }
+
+    /// Accounts the time until it is dropped as that of `operation`.
+    pub(crate) fn span(&self, operation: &'static str) -> Option<Span> {
+        self.profile.as_ref().map(|(profile, pass)| profile.span(operation, *pass))
     }
 
     /// What this pass forgets; nothing if it records nothing.
@@ -190,10 +209,11 @@ impl Tape {
         Value { tensor: tensor.clone(), slot }
     }
 
-    /// Appends an operation with output `tensor`. `backward` receives the output's gradient, which it owns,
+    /// Appends `operation` with output `tensor`. `backward` receives the output's gradient, which it owns,
     /// and adds to the gradients of the inputs it captured. It is dropped unrun if no input needs one.
     pub fn push(
         &self,
+        operation: &'static str,
         tensor: Tensor,
         inputs: &[&Value],
         backward: impl FnOnce(Tensor, &mut Sink) -> Result<()> + 'static,
@@ -202,9 +222,9 @@ impl Tape {
             Some(record) if inputs.iter().any(|v| v.needs_gradient()) => {
                 let mut record = record.borrow_mut();
                 record.slots.push(Slot::Activation);
-                let slot = record.slots.len() - 1;
-                record.nodes.push((slot, Box::new(backward)));
-                Value { tensor, slot: Some(slot) }
+                let output = record.slots.len() - 1;
+                record.nodes.push(Node { operation, output, backward: Box::new(backward) });
+                Value { tensor, slot: Some(output) }
             }
             _ => Value::constant(tensor),
         }
@@ -220,8 +240,9 @@ impl Tape {
     ) -> Value {
         let execution = Execution { recompute: Recompute::None, ..self.execution };
         let captured = input.clone();
-        self.push(output, &[input], move |dy, sink| {
-            let tape = Tape::recording_as(execution);
+        let profile = self.profile.clone().map(|(profile, _)| (profile, Pass::Recompute));
+        self.push("recompute", output, &[input], move |dy, sink| {
+            let tape = Tape { profile, ..Tape::recording_as(execution) };
             let local = tape.place(captured.tensor(), Slot::Activation);
             let output = again(&tape, &local)?;
             let mut inner = tape.walk(&output, dy, sink.gradients)?;
@@ -261,7 +282,7 @@ impl Tape {
         let output = expression(&tensors)?;
         let inside = output.clone();
         let captured: Vec<Value> = inputs.iter().map(|&v| v.clone()).collect();
-        Ok(self.push(output.detach(), inputs, move |dy, sink| {
+        Ok(self.push("composed", output.detach(), inputs, move |dy, sink| {
             let store = (inside * dy.detach())?.sum_all()?.backward()?;
             for (i, (value, var)) in captured.iter().zip(&vars).enumerate() {
                 if let Some(var) = var {
@@ -297,9 +318,11 @@ impl Tape {
         let mut sink =
             Sink { activations: record.slots.iter().map(|_| None).collect(), slots: record.slots, gradients };
         sink.activations[slot] = Some(dy);
-        for (output, backward) in record.nodes.into_iter().rev() {
-            if let Some(dy) = sink.activations[output].take() {
-                backward(dy, &mut sink)?;
+        for node in record.nodes.into_iter().rev() {
+            if let Some(dy) = sink.activations[node.output].take() {
+                let profile = self.profile.as_ref();
+                let _span = profile.map(|(profile, _)| profile.span(node.operation, Pass::Backward));
+                (node.backward)(dy, &mut sink)?;
             }
         }
         Ok(sink.activations)
@@ -404,6 +427,31 @@ mod tests {
         let p = tape.parameter(0, &x);
         let y = tape.compose(&[&p], |t| t[0].detach().sum_all())?;
         assert!(tape.backward(&y, 1.0, &mut gradients).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn a_profile_sees_operations_in_every_pass() -> Result<()> {
+        let x = Tensor::new(&[[1.0f32, 2.0], [3.0, 4.0]], &Device::Cpu)?;
+        let mut gradients = Gradients::like([&x])?;
+        let profile = Profile::start();
+        let tape = Tape::recording().profiled(&profile);
+        let p = tape.parameter(0, &x);
+        let kept = crate::ops::linear(&tape, &p, &p, None, None)?;
+        let forgotten = |tape: &Tape, x: &Value| crate::ops::linear(tape, x, x, None, None);
+        let plain = Value::constant(kept.tensor().clone());
+        let output = forgotten(&tape.twin_off(), &plain)?.tensor().clone();
+        let y = tape.push_forgotten(output, &kept, forgotten);
+        tape.backward(&y, 1.0, &mut gradients)?;
+        let accounts: Vec<_> = profile.take().into_keys().collect();
+        let want = [
+            ("linear", Pass::Forward),
+            ("linear", Pass::Recompute),
+            ("linear", Pass::Backward),
+            ("other", Pass::Other),
+            ("recompute", Pass::Backward),
+        ];
+        assert_eq!(accounts, want);
         Ok(())
     }
 

@@ -55,6 +55,7 @@ pub fn attention(
     qk_norm: Option<QkNormSpec>,
     spec: AttentionSpec,
 ) -> Result<Value> {
+    let _span = tape.span("attention");
     let mut inputs = vec![q, k, v];
     if let Some(n) = &qk_norm {
         inputs.extend([n.q_gain, n.k_gain]);
@@ -87,7 +88,7 @@ pub fn attention(
     };
     let out = tensor(out, q.tensor().shape())?;
     let (q, k, v, context) = (q.clone(), k.clone(), v.clone(), out.clone());
-    Ok(tape.push(out, &inputs, move |dy, sink| {
+    Ok(tape.push("attention", out, &inputs, move |dy, sink| {
         let g = {
             let (qs, ks, vs) = (slice(q.tensor())?, slice(k.tensor())?, slice(v.tensor())?);
             let (out, dy) = (slice(&context)?, slice(&dy)?);

@@ -20,6 +20,7 @@ pub fn embedding(
     sequences: usize,
     tokens: usize,
 ) -> Result<Value> {
+    let _span = tape.span("embedding");
     let mut inputs = vec![table];
     inputs.extend(positions);
     let width = table.tensor().dim(1)?;
@@ -41,7 +42,7 @@ pub fn embedding(
     }
     let x = tensor(x, (sequences, tokens, width))?;
     let (ids, table, positions) = (ids.to_vec(), table.clone(), positions.cloned());
-    Ok(tape.push(x, &inputs, move |dy, sink| {
+    Ok(tape.push("embedding", x, &inputs, move |dy, sink| {
         let dy = slice(&dy)?;
         let clear = |buffer: &mut [f32], accumulate: bool| {
             if !accumulate {

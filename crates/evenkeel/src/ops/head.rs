@@ -24,6 +24,7 @@ pub fn head_logits(tape: &Tape, x: &Value, weight: &Value) -> Result<Value> {
 /// # Errors
 /// If shapes disagree.
 pub fn head_cross_entropy(tape: &Tape, x: &Value, weight: &Value, targets: &[u32]) -> Result<Value> {
+    let _span = tape.span("head");
     let inputs = [x, weight];
     if !all_fast(&inputs) {
         return tape.compose(&inputs, |t| composed(&t[0], &t[1], targets));
@@ -38,7 +39,7 @@ pub fn head_cross_entropy(tape: &Tape, x: &Value, weight: &Value, targets: &[u32
     let dx = tensor(gradients.x, x.tensor().shape())?;
     let dw = tensor(gradients.weight, weight.tensor().shape())?;
     let (x, weight) = (x.clone(), weight.clone());
-    Ok(tape.push(loss, &inputs, move |seed, sink| {
+    Ok(tape.push("head", loss, &inputs, move |seed, sink| {
         let seed = seed.to_scalar::<f32>()?;
         for (value, gradient) in [(&x, dx), (&weight, dw)] {
             if seed != 1.0 {

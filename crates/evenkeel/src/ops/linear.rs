@@ -52,6 +52,7 @@ pub fn linear(
     bias: Option<&Value>,
     act: Option<Activation>,
 ) -> Result<Value> {
+    let _span = tape.span("linear");
     let mut inputs = vec![x, weight];
     inputs.extend(bias);
     if !all_fast(&inputs) {
@@ -102,7 +103,7 @@ pub fn linear(
     };
     let (x, weight, bias) = (x.clone(), weight.clone(), bias.cloned());
     let inputs: Vec<&Value> = [&x, &weight].into_iter().chain(&bias).collect();
-    Ok(tape.push(y, &inputs, {
+    Ok(tape.push("linear", y, &inputs, {
         let (x, weight, bias) = (x.clone(), weight.clone(), bias.clone());
         move |dy, sink| {
             if let (Some(act), Some(saved)) = (act, &saved) {

@@ -27,6 +27,7 @@ pub fn norm(
     bias: Option<&Value>,
     spec: NormSpec,
 ) -> Result<Value> {
+    let _span = tape.span("norm");
     let mut inputs = vec![x];
     inputs.extend(gain);
     inputs.extend(bias);
@@ -50,7 +51,7 @@ pub fn norm(
     };
     let y = tensor(y, x.tensor().shape())?;
     let captured = (x.clone(), gain.cloned(), bias.cloned());
-    Ok(tape.push(y, &inputs, move |dy, sink| {
+    Ok(tape.push("norm", y, &inputs, move |dy, sink| {
         let (x, gain, bias) = captured;
         let mut dx = vec![0.0; x.tensor().elem_count()];
         let sums = {

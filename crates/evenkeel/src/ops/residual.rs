@@ -15,6 +15,7 @@ use evenkeel_kernels::xent::scale_in_place;
 /// # Errors
 /// If shapes disagree.
 pub fn residual(tape: &Tape, x: &Value, branch: &Value, beta: &Value) -> Result<Value> {
+    let _span = tape.span("residual");
     let inputs = [x, branch, beta];
     if !all_fast(&inputs) {
         return tape.compose(&inputs, |t| &t[0] + t[1].broadcast_mul(&t[2])?);
@@ -31,7 +32,7 @@ pub fn residual(tape: &Tape, x: &Value, branch: &Value, beta: &Value) -> Result<
     }
     let y = tensor(y, x.tensor().shape())?;
     let (x, branch, beta) = (x.clone(), branch.clone(), beta.clone());
-    Ok(tape.push(y, &inputs, move |dy, sink| {
+    Ok(tape.push("residual", y, &inputs, move |dy, sink| {
         scaled_gradients(&dy, &branch, &beta, factor, sink)?;
         sink.add(&x, dy)
     }))
@@ -42,6 +43,7 @@ pub fn residual(tape: &Tape, x: &Value, branch: &Value, beta: &Value) -> Result<
 /// # Errors
 /// If shapes disagree.
 pub fn scale(tape: &Tape, x: &Value, alpha: &Value) -> Result<Value> {
+    let _span = tape.span("scale");
     let inputs = [x, alpha];
     if !all_fast(&inputs) {
         return tape.compose(&inputs, |t| t[0].broadcast_mul(&t[1]));
@@ -51,7 +53,7 @@ pub fn scale(tape: &Tape, x: &Value, alpha: &Value) -> Result<Value> {
     scale_in_place(&mut y, factor);
     let y = tensor(y, x.tensor().shape())?;
     let (x, alpha) = (x.clone(), alpha.clone());
-    Ok(tape.push(y, &inputs, move |dy, sink| scaled_gradients(&dy, &x, &alpha, factor, sink)))
+    Ok(tape.push("scale", y, &inputs, move |dy, sink| scaled_gradients(&dy, &x, &alpha, factor, sink)))
 }
 
 fn scaled_gradients(
