@@ -23,6 +23,7 @@ pub mod math;
 pub mod memory;
 pub mod norm;
 pub mod optimizer;
+pub mod peak;
 pub mod quant;
 pub mod stats;
 pub mod threads;

@@ -1,0 +1,285 @@
+//! What this machine can do at most: multiply-add loops that never leave the registers, one for each instruction set,
+//! and a copy loop far larger than the caches.
+//!
+//! A kernel's efficiency is quoted against these, measured in the same run and close in time: clocks change with
+//! temperature, instruction set and neighbours. A peak is a maximum, so each figure is the best of a few short runs.
+//! A multiply-add counts as two operations; bandwidth counts what is read and what is written.
+
+use crate::gemm::Compute;
+use crate::isa::{self, Isa};
+use rayon::prelude::*;
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+/// A loop of independent multiply-adds on registers.
+#[derive(Clone, Copy, Debug)]
+pub struct Multiply {
+    name: &'static str,
+    isa: Isa,
+    compute: Compute,
+    /// Operations (multiplications and additions) of one round.
+    round: usize,
+    /// Runs that many rounds and gives the sum of all accumulators, so that none can be left out.
+    ///
+    /// Safety: the machine has the instruction set.
+    run: unsafe fn(rounds: usize) -> f32,
+}
+
+/// How many of the pool's threads run a loop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Threads {
+    /// The calling thread.
+    One,
+    /// Every thread of the pool, all at once.
+    All,
+}
+
+impl Multiply {
+    /// The loops that this machine can run, from the least instruction set. A new instruction set is a line here.
+    pub fn available() -> Vec<Self> {
+        let row = |name, isa, compute, round, run, here: bool| {
+            here.then_some(Self { name, isa, compute, round, run })
+        };
+        let mut rows =
+            vec![row("portable f32", Isa::Portable, Compute::F32, portable::ROUND, portable::f32, true)];
+        #[cfg(target_arch = "x86_64")]
+        {
+            let (avx2, avx512) = (isa::detected() >= Isa::Avx2, isa::detected() >= Isa::Avx512);
+            let dot = avx512 && isa::has_avx512_bf16();
+            rows.push(row("avx2 f32", Isa::Avx2, Compute::F32, x86::AVX2_F32_ROUND, x86::avx2_f32, avx2));
+            rows.push(row(
+                "avx512 f32",
+                Isa::Avx512,
+                Compute::F32,
+                x86::AVX512_F32_ROUND,
+                x86::avx512_f32,
+                avx512,
+            ));
+            rows.push(row(
+                "avx512 bf16",
+                Isa::Avx512,
+                Compute::Bf16,
+                x86::AVX512_BF16_ROUND,
+                x86::avx512_bf16,
+                dot,
+            ));
+        }
+        rows.into_iter().flatten().collect()
+    }
+
+    /// The loop that bounds the kernels' products of this kind on the instruction set in use. Where it has no
+    /// multiplier for bfloat16 that is the one for float32, which the kernels then use on the rounded factors.
+    pub fn bounding(compute: Compute) -> Self {
+        let usable: Vec<Self> = Self::available().into_iter().filter(|l| l.isa <= isa::active()).collect();
+        let best = |compute| usable.iter().rev().find(|l| l.compute == compute);
+        // The portable loop is always there.
+        *best(compute).or_else(|| best(Compute::F32)).unwrap_or(&usable[0])
+    }
+
+    /// Instruction set and type of the factors, such as `avx2 f32`.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// The instruction set.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// The type of the factors.
+    pub fn compute(&self) -> Compute {
+        self.compute
+    }
+
+    /// 10⁹ operations per second, the best of `runs` runs of about `each`.
+    pub fn gflops(&self, threads: Threads, runs: usize, each: Duration) -> f64 {
+        // SAFETY: a loop is only made if the machine has its instruction set.
+        let one = |rounds| black_box(unsafe { (self.run)(black_box(rounds)) });
+        let seconds = |rounds| {
+            let begun = Instant::now();
+            match threads {
+                Threads::One => {
+                    one(rounds);
+                }
+                Threads::All => {
+                    rayon::broadcast(|_| one(rounds));
+                }
+            }
+            begun.elapsed().as_secs_f64().max(1e-9)
+        };
+        let count = match threads {
+            Threads::One => 1,
+            Threads::All => rayon::current_num_threads(),
+        };
+        // Doubled until a run is long enough to tell the speed; this also wakes the clock up.
+        let mut rounds = 1 << 10;
+        while seconds(rounds) < 1e-3 {
+            rounds *= 2;
+        }
+        let rounds = ((rounds as f64 * each.as_secs_f64() / seconds(rounds)) as usize).max(1);
+        let operations = count as f64 * self.round as f64 * rounds as f64;
+        (0..runs.max(1)).map(|_| operations / seconds(rounds) / 1e9).fold(0.0, f64::max)
+    }
+}
+
+/// Two buffers to copy between, kept so that measuring again does not fault their pages in again.
+pub struct Copying {
+    from: Vec<f32>,
+    to: Vec<f32>,
+}
+
+impl Copying {
+    /// Twice 256 MiB: several times the largest cache of common machines.
+    pub const BYTES: usize = 256 << 20;
+
+    /// Takes the buffers, `bytes` each, and touches every page.
+    pub fn new(bytes: usize) -> Self {
+        let n = (bytes / 4).max(1);
+        // Ones, since zeros could be pages that do not exist yet.
+        Self { from: vec![1.0; n], to: vec![2.0; n] }
+    }
+
+    /// 10⁹ bytes read or written per second, the best of `runs` copies. Each thread copies one stretch.
+    pub fn gbps(&mut self, threads: Threads, runs: usize) -> f64 {
+        let bytes = 8.0 * self.from.len() as f64;
+        let stretch = match threads {
+            Threads::One => self.from.len(),
+            Threads::All => self.from.len().div_ceil(rayon::current_num_threads()),
+        };
+        let mut best: f64 = 0.0;
+        for _ in 0..runs.max(1) {
+            let begun = Instant::now();
+            let (from, to) = (black_box(&self.from), black_box(&mut self.to));
+            to.par_chunks_mut(stretch)
+                .zip(from.par_chunks(stretch))
+                .for_each(|(to, from)| to.copy_from_slice(from));
+            best = best.max(bytes / begun.elapsed().as_secs_f64().max(1e-9) / 1e9);
+        }
+        best
+    }
+}
+
+mod portable {
+    use std::hint::black_box;
+
+    /// Enough chains to hide the latency of a multiplication and an addition, few enough for sixteen registers.
+    const CHAINS: usize = if cfg!(target_arch = "aarch64") { 20 } else { 12 };
+    const LANES: usize = 4;
+    pub(super) const ROUND: usize = CHAINS * LANES * 2;
+
+    /// Plain Rust, vectorised by the compiler for the baseline of the target.
+    pub(super) fn f32(rounds: usize) -> f32 {
+        // x ← x/2 + 1 stays near 2 for ever: neither overflow nor slow subnormal numbers.
+        let (a, b) = (black_box([0.5f32; LANES]), black_box([1.0f32; LANES]));
+        let mut sums = black_box([[0.0f32; LANES]; CHAINS]);
+        for _ in 0..rounds {
+            for sum in &mut sums {
+                for l in 0..LANES {
+                    sum[l] = if cfg!(target_arch = "aarch64") {
+                        sum[l].mul_add(a[l], b[l])
+                    } else {
+                        sum[l] * a[l] + b[l]
+                    };
+                }
+            }
+        }
+        sums.iter().flatten().sum()
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+    use std::hint::black_box;
+
+    /// Two units with a latency of four or five cycles need ten independent chains; sixteen registers hold twelve
+    /// and both factors.
+    const CHAINS: usize = 12;
+    pub(super) const AVX2_F32_ROUND: usize = CHAINS * 8 * 2;
+    pub(super) const AVX512_F32_ROUND: usize = CHAINS * 16 * 2;
+    /// Products of bfloat16 have a latency of six cycles on some machines; there are 32 registers.
+    const DOT_CHAINS: usize = 16;
+    pub(super) const AVX512_BF16_ROUND: usize = DOT_CHAINS * 16 * 2 * 2;
+
+    // In all three x ← x/2 + 1 or a slow sum, which stay far from overflow and from slow subnormal numbers.
+
+    #[target_feature(enable = "avx2,fma")]
+    pub(super) fn avx2_f32(rounds: usize) -> f32 {
+        let (a, b) = (_mm256_set1_ps(black_box(0.5)), _mm256_set1_ps(black_box(1.0)));
+        let mut sums = [_mm256_set1_ps(black_box(0.0)); CHAINS];
+        for _ in 0..rounds {
+            for sum in &mut sums {
+                *sum = _mm256_fmadd_ps(*sum, a, b);
+            }
+        }
+        let total = sums.into_iter().fold(_mm256_setzero_ps(), |t, s| _mm256_add_ps(t, s));
+        let mut lanes = [0.0f32; 8];
+        // SAFETY: eight floats fit.
+        unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), total) };
+        lanes.iter().sum()
+    }
+
+    #[target_feature(enable = "avx512f")]
+    pub(super) fn avx512_f32(rounds: usize) -> f32 {
+        let (a, b) = (_mm512_set1_ps(black_box(0.5)), _mm512_set1_ps(black_box(1.0)));
+        let mut sums = [_mm512_set1_ps(black_box(0.0)); CHAINS];
+        for _ in 0..rounds {
+            for sum in &mut sums {
+                *sum = _mm512_fmadd_ps(*sum, a, b);
+            }
+        }
+        _mm512_reduce_add_ps(sums.into_iter().fold(_mm512_setzero_ps(), |t, s| _mm512_add_ps(t, s)))
+    }
+
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    pub(super) fn avx512_bf16(rounds: usize) -> f32 {
+        // Pairs of 1.0 and of 2⁻²⁰ in bfloat16.
+        let (one, small) = (_mm512_set1_epi32(0x3f80_3f80), _mm512_set1_epi32(0x3580_3580));
+        // SAFETY: the same 512 bits, seen as 32 bfloat16.
+        let (a, b): (__m512bh, __m512bh) =
+            unsafe { (std::mem::transmute(black_box(one)), std::mem::transmute(black_box(small))) };
+        let mut sums = [_mm512_set1_ps(black_box(0.0)); DOT_CHAINS];
+        for _ in 0..rounds {
+            for sum in &mut sums {
+                *sum = _mm512_dpbf16_ps(*sum, a, b);
+            }
+        }
+        _mm512_reduce_add_ps(sums.into_iter().fold(_mm512_setzero_ps(), |t, s| _mm512_add_ps(t, s)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_loop_computes_what_it_says() {
+        for multiply in Multiply::available() {
+            // SAFETY: available on this machine.
+            let sum = f64::from(unsafe { (multiply.run)(64) });
+            let per_sum = match multiply.compute {
+                // Fixed point of x/2 + 1, in accumulators of two operations a round.
+                Compute::F32 => 2.0 * multiply.round as f64 / 2.0,
+                // 64 rounds of two products of 2⁻²⁰, in accumulators of four operations a round.
+                Compute::Bf16 => 64.0 * 2.0 * 2f64.powi(-20) * multiply.round as f64 / 4.0,
+            };
+            assert!((sum / per_sum - 1.0).abs() < 1e-5, "{}: {sum}, not {per_sum}", multiply.name);
+        }
+    }
+
+    #[test]
+    fn figures_are_positive_and_the_bound_is_in_use() {
+        for compute in [Compute::F32, Compute::Bf16] {
+            let bound = Multiply::bounding(compute);
+            assert!(bound.isa() <= isa::active());
+            let speed = bound.gflops(Threads::All, 1, Duration::from_millis(2));
+            assert!(speed.is_finite() && speed > 0.0);
+        }
+        let mut copying = Copying::new(1 << 16);
+        for threads in [Threads::One, Threads::All] {
+            let speed = copying.gbps(threads, 2);
+            assert!(speed.is_finite() && speed > 0.0);
+        }
+        assert!(copying.to.iter().all(|&v| v == 1.0));
+    }
+}
