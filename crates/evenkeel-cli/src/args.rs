@@ -1,5 +1,7 @@
 //! What was typed.
 
+pub(crate) mod bench;
+
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
@@ -78,6 +80,8 @@ pub(crate) enum Command {
     Quantize(Quantize),
     /// Continue a prompt
     Sample(Sample),
+    /// Measure speed and memory: the machine, products, operations, whole steps, scaling
+    Bench(bench::Bench),
     /// What this machine and this build can do
     Doctor,
     /// Presets and configuration files

@@ -115,7 +115,9 @@ pub fn backward(
     centre: Centre,
     dx: &mut [f32],
 ) -> NormGradients {
-    assert!(width > 0 && x.len() == dy.len() && x.len() == dx.len());
+    assert!(width > 0 && x.len() == dy.len() && x.len() == dx.len() && x.len().is_multiple_of(width));
+    let rows = x.len() / width;
+    assert!(gain.is_none_or(|g| g.len() == width) && scale.mean.len() == rows && scale.rstd.len() == rows);
     let step = threads::rows_per_piece(width, PIECE);
     let parts: Vec<(Vec<f32>, Vec<f32>)> = dx
         .par_chunks_mut(step * width)

@@ -67,10 +67,11 @@ pub fn max_median_sums(x: &[f32], width: usize) -> (f64, u64, u64) {
             }
             // The lower median: entry (d - 1) / 2 of the sorted magnitudes. Its right part holds the maximum.
             let (_, &mut median, above) = magnitudes.select_nth_unstable_by((width - 1) / 2, f32::total_cmp);
-            if median == 0.0 {
+            // total_cmp sorts NaN last, so that the peak is NaN if the row holds one.
+            let peak = above.iter().fold(median, |m, &v| if v > m || v.is_nan() { v } else { m });
+            if median == 0.0 && !peak.is_nan() {
                 skipped += 1;
             } else {
-                let peak = above.iter().fold(median, |m, &v| if v > m || v.is_nan() { v } else { m });
                 sum += peak as f64 / median as f64;
                 counted += 1;
             }

@@ -1,5 +1,6 @@
 //! One file per command: settings in, library calls, result out.
 
+pub(crate) mod bench;
 pub(crate) mod config;
 pub(crate) mod data;
 pub(crate) mod doctor;

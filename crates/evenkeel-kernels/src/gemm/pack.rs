@@ -30,6 +30,9 @@ pub(super) fn pack_a(
     out: &mut [u32],
 ) {
     let blocks = deep.div_ceil(16);
+    if blocks == 0 {
+        return;
+    }
     let tile_size = blocks * 16 * kernel.rows;
     let padded = count.next_multiple_of(kernel.rows);
     // Where sixteen groups of a row go.

@@ -6,8 +6,8 @@
 //! * [`svg`]: escaping, measuring text, and writing SVG elements;
 //! * [`scale`]: linear and logarithmic axes, their ticks and labels;
 //! * [`palette`]: colours, dashes and markers, and the style sheet of every chart;
-//! * [`chart`], [`multiples`], [`bars`]: the three kinds of figure, of which the first two share
-//!   their `panel` (plot) and `legend`;
+//! * [`chart`], [`multiples`], [`bars`], [`stacked`]: the kinds of figure, of which the first two
+//!   share their `panel` (plot) and `legend`;
 //! * [`table`]: a table as HTML, as plain text and as Markdown;
 //! * [`html`]: one self-contained page;
 //! * [`run`]: the curves of a run directory (`metrics.jsonl`, `stats.jsonl`), and [`run_page()`]
@@ -32,6 +32,7 @@ pub mod quickstart;
 pub mod run;
 pub mod run_page;
 pub mod scale;
+pub mod stacked;
 pub mod svg;
 pub mod table;
 
@@ -44,6 +45,7 @@ pub use quickstart::{Corpus, QuickstartContext, QuickstartRun, QuickstartSummary
 pub use run::{Curve, MetricLine, RunCurves, StatLine, read_run};
 pub use run_page::run_page;
 pub use scale::Scale;
+pub use stacked::{Part, StackedBar, StackedBars};
 pub use svg::Target;
 pub use table::{Align, Table};
 

@@ -191,7 +191,7 @@ impl Style {
 
 /// The style sheet of every chart. Classes: `t` text, `m` muted text, `b` bold text, `g` grid
 /// line, `n` minor grid line, `x` axis line, `s` a series' line, `e` the thin line to its label,
-/// `p` a marker, `f` a filled bar, `o` an outlined bar, `k` the ground.
+/// `p` a marker, `f` a filled bar, `o` an outlined bar, `k` the ground, `v` text on a filled bar.
 pub fn chart_css() -> &'static str {
     ".ek{--ek-ink:#1c2128;--ek-muted:#59636e;--ek-grid:#e3e6ea;--ek-minor:#f3f5f7;\
 --ek-axis:#8b949e;--ek-ground:#ffffff;display:block;width:100%;height:auto;\
@@ -200,6 +200,7 @@ font-size:12px}\
 .ek text{fill:var(--ek-ink);font-variant-numeric:tabular-nums}\
 .ek text.m{fill:var(--ek-muted)}\
 .ek text.b{font-weight:600}\
+.ek text.v{fill:var(--ek-ground);font-weight:600}\
 .ek .g,.ek .n,.ek .x{fill:none;stroke:var(--ek-grid);stroke-width:1}\
 .ek .n{stroke:var(--ek-minor)}\
 .ek .x{stroke:var(--ek-axis)}\
