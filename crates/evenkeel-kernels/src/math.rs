@@ -72,7 +72,7 @@ pub fn erf(x: f32) -> f32 {
     q = q * s - 2.686_617_1e-2;
     q = q * s + 1.128_379_2e-1;
     q = q * s - 3.761_264e-1;
-    q = q * s + 1.128_379_2;
+    q = q * s + std::f32::consts::FRAC_2_SQRT_PI;
     let y = if a < 1.0 { q * a } else { far };
     if x < 0.0 { -y } else { y }
 }

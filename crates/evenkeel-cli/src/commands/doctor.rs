@@ -13,7 +13,7 @@ pub(crate) fn run(settings: &Settings) -> Result<Exit, Failure> {
     if let Some(Err(name)) = &requested {
         return Err(Failure::input(
             format!("EVENKEEL_ISA={name} names no instruction set"),
-            "use portable, avx2 or avx512, or unset it",
+            "use portable, neon, avx2, avx512 or amx, or unset it",
         ));
     }
     let report = json!({

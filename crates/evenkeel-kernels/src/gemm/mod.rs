@@ -347,7 +347,7 @@ impl Cut {
     fn new(rows: usize, columns: usize, kernel: Kernel) -> Self {
         let block = rows.div_ceil(16).clamp(192, 192).next_multiple_of(kernel.rows);
         let pieces = 16usize.div_ceil(rows.div_ceil(block).max(1));
-        let wide = columns.div_ceil(pieces).max(192).next_multiple_of(kernel.columns);
+        let wide = columns.div_ceil(pieces).clamp(192, 512).next_multiple_of(kernel.columns);
         Self { rows: block, columns: wide }
     }
 }

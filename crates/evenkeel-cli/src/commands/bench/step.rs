@@ -104,6 +104,8 @@ pub(super) fn run(args: Step, settings: &Settings) -> Result<Exit, Failure> {
     for _ in 0..WARM_UP {
         loss = bench.step(None)?;
     }
+    // Before and after, since either may fall into a slow moment.
+    let peak = peak_gflops(args.precision);
     let profile = args.profile.then(Profile::start);
     let mut seconds = Vec::with_capacity(args.steps);
     for _ in 0..args.steps {
@@ -117,7 +119,7 @@ pub(super) fn run(args: Step, settings: &Settings) -> Result<Exit, Failure> {
     let time = median(&seconds);
     let flop = step_flop(bench.model.config(), bench.sequences);
     let gflops = flop / time / 1e9;
-    let peak = peak_gflops(args.precision);
+    let peak = peak.max(peak_gflops(args.precision));
     let bound = Multiply::bounding(super::compute(args.precision));
     let tokens = (bench.ids.len() as f64) / time;
     if settings.json {
