@@ -282,8 +282,12 @@ mod x86 {
         // Pairs of 1.0 and of 2⁻²⁰ in bfloat16.
         let (one, small) = (_mm512_set1_epi32(0x3f80_3f80), _mm512_set1_epi32(0x3580_3580));
         // SAFETY: the same 512 bits, seen as 32 bfloat16.
-        let (a, b): (__m512bh, __m512bh) =
-            unsafe { (std::mem::transmute(black_box(one)), std::mem::transmute(black_box(small))) };
+        let (a, b): (__m512bh, __m512bh) = unsafe {
+            (
+                std::mem::transmute::<__m512i, __m512bh>(black_box(one)),
+                std::mem::transmute::<__m512i, __m512bh>(black_box(small)),
+            )
+        };
         let mut sums = [_mm512_set1_ps(black_box(0.0)); DOT_CHAINS];
         for _ in 0..rounds {
             for sum in &mut sums {
