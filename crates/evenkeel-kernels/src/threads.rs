@@ -69,6 +69,14 @@ impl<'a, T> Shared<'a, T> {
         Self { start: slice.as_mut_ptr(), length: slice.len(), slice: PhantomData }
     }
 
+    /// A buffer that may not hold values yet.
+    ///
+    /// # Safety
+    /// `start` is valid for writes of `length` elements, by nobody else, as long as the result is used.
+    pub unsafe fn from_raw(start: *mut T, length: usize) -> Self {
+        Self { start, length, slice: PhantomData }
+    }
+
     /// A pointer to element `offset`.
     ///
     /// # Panics

@@ -51,7 +51,7 @@ pub fn head_cross_entropy(
         let count = losses.len();
         let logits = &mut logits[..count * vocab];
         let x_view = View::new(&x[first * width..(first + count) * width], count, width);
-        gemm_packed(x_view, &forward, logits, Write::Replace, |_, _| {});
+        gemm_packed(x_view, &forward, logits, Write::Replace, |_, _, _| {});
         let targets = &targets[first..first + count];
         logits.par_chunks_mut(vocab).zip(losses.par_iter_mut()).zip(targets).for_each(
             |((row, loss), &target)| {
@@ -61,7 +61,7 @@ pub fn head_cross_entropy(
         if let (Some(g), Some(backward)) = (&mut gradients, &backward) {
             let dlogits = View::new(logits, count, vocab);
             let dx = &mut g.x[first * width..(first + count) * width];
-            gemm_packed(dlogits, backward, dx, Write::Replace, |_, _| {});
+            gemm_packed(dlogits, backward, dx, Write::Replace, |_, _, _| {});
             let write = if chunk == 0 { Write::Replace } else { Write::Add };
             gemm(compute, dlogits.t(), x_view, &mut g.weight, write);
         }

@@ -373,6 +373,13 @@ impl Sink<'_> {
         }
     }
 
+    /// What was added to activation `value` so far, contiguous float32 on the CPU, for kernels that add in place.
+    pub(crate) fn held(&self, value: &Value) -> Option<&Tensor> {
+        let slot = value.slot?;
+        let held = self.activations[slot].as_ref();
+        held.filter(|held| is_fast(held) && held.is_contiguous())
+    }
+
     /// Lets `f(buffer, accumulate)` write the gradient of `value` where it will live: it must replace what
     /// the buffer holds, or add to it if `accumulate`. Matrix products of parameters land here in place.
     ///

@@ -5,7 +5,7 @@
 //! `a`, multiplies it with the `columns` groups of `b` and adds to float32 accumulators that stay in registers:
 //!
 //! * `a`: row r, group g at `(g / 16) · rows · 16 + r · 16 + g mod 16`: sixteen groups of a row in one cache line;
-//! * `b`: group g, column j at `g · columns + j`.
+//! * `b`: group g, column j at `g · columns + j` of its panel.
 //!
 //! A new instruction set is one function of type [`Run`] and one line in [`Kernel::select`].
 
@@ -111,5 +111,14 @@ impl Kernel {
     /// Groups of an inner dimension, padding included.
     pub(super) fn groups(&self, inner: usize) -> usize {
         inner.div_ceil(self.element.per_group()).next_multiple_of(self.multiple)
+    }
+
+    /// From one panel of a packed `b` to the next. Sixteen lines lie between, else panels as long as a power
+    /// of two would begin in the same set of every cache, and those that are packed together drive each other out.
+    pub(super) fn panel(&self, inner: usize) -> usize {
+        match self.groups(inner) {
+            0 => 0,
+            groups => groups * self.columns + 256,
+        }
     }
 }

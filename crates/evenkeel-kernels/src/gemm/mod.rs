@@ -1,10 +1,10 @@
 //! Matrix products `c = a b`, in float32 or with both factors rounded to bfloat16.
 //!
 //! The right-hand side is packed whole into panels of 16 or 32 columns ([`Packed`]; once, however many products use
-//! it). The output is cut into blocks by shape alone. One thread walks a block in steps of `DEPTH` groups of the
+//! it). The output is cut into blocks. One thread walks a block in steps of `DEPTH` groups of the
 //! inner dimension: it packs that stretch of its rows of `a`, which stays in L2 together with the block itself,
 //! and for each panel, whose stretch (16 or 32 KiB) stays in L1, passes every tile of rows over it. The epilogue runs
-//! on finished rows while they are in cache. Which loop and layout there are for an instruction set stands in `micro`,
+//! on the finished block while it is in cache. Which loop and layout there are for an instruction set stands in `micro`,
 //! the loops in a file each, the packing in `pack`.
 //!
 //! A result does not depend on the number of threads. It does depend on the instruction set, by the order of
@@ -42,7 +42,7 @@ pub enum Compute {
     Bf16,
 }
 
-/// Groups of a panel that stay in L1 while the rows pass: 256 × 16 or 32 × 4 bytes. A multiple of 16.
+/// Most groups of a panel that stay in L1 while the rows pass: 256 × 16 or 32 × 4 bytes. A multiple of 16.
 const DEPTH: usize = 256;
 
 /// A read-only matrix view: `at(i, j) = data[i * row_stride + j * column_stride]`.
@@ -121,7 +121,7 @@ impl Packed {
 
     fn build(compute: Compute, b: View, parallel: bool) -> Self {
         let kernel = Kernel::select(compute, isa::active());
-        let panel = kernel.groups(b.rows) * kernel.columns;
+        let panel = kernel.panel(b.rows);
         let size = b.columns.div_ceil(kernel.columns) * panel;
         let mut panels = Scratch::take(size);
         if size > 0 {
@@ -144,10 +144,11 @@ impl Packed {
 /// # Panics
 /// If the inner dimensions differ or `c` has another size.
 pub fn gemm(compute: Compute, a: View, b: View, c: &mut [f32], write: Write) {
-    gemm_then(compute, a, b, c, write, |_, _| {});
+    gemm_then(compute, a, b, c, write, |_, _, _| {});
 }
 
-/// As [`gemm`], then `epilogue(first_row, rows_of_c)` on each block of whole rows while it is in cache.
+/// As [`gemm`], then `epilogue(row, first_column, piece)` on every piece of a row of `c`, once, while it is in cache.
+/// Pieces are cut by shape and number of threads: what the epilogue makes of an element must not depend on them.
 ///
 /// # Panics
 /// As [`gemm`].
@@ -157,13 +158,36 @@ pub fn gemm_then(
     b: View,
     c: &mut [f32],
     write: Write,
-    epilogue: impl Fn(usize, &mut [f32]) + Sync,
+    epilogue: impl Fn(usize, usize, &mut [f32]) + Sync,
 ) {
     assert_eq!(a.columns, b.rows, "inner dimensions must agree");
     assert_eq!(c.len(), a.rows * b.columns, "output must be rows * columns long");
     if !c.is_empty() {
         gemm_packed(a, &Packed::new(compute, b), c, write, epilogue);
     }
+}
+
+/// As [`gemm_then`] into a new buffer, which is not cleared first.
+///
+/// # Panics
+/// If the inner dimensions differ.
+pub fn gemm_new(
+    compute: Compute,
+    a: View,
+    b: View,
+    epilogue: impl Fn(usize, usize, &mut [f32]) + Sync,
+) -> Vec<f32> {
+    assert_eq!(a.columns, b.rows, "inner dimensions must agree");
+    let size = a.rows * b.columns;
+    let mut c = Vec::with_capacity(size);
+    if size > 0 {
+        let target = Shared::new(&mut c.spare_capacity_mut()[..size]);
+        // SAFETY: the buffer has that size and is this call's own.
+        unsafe { product(a, &Packed::new(compute, b), target.at(0).cast(), Write::Replace, epilogue) };
+        // SAFETY: `product` has written every element.
+        unsafe { c.set_len(size) };
+    }
+    c
 }
 
 /// As [`gemm_then`] with a right-hand side that was packed before.
@@ -175,24 +199,38 @@ pub fn gemm_packed(
     b: &Packed,
     c: &mut [f32],
     write: Write,
-    epilogue: impl Fn(usize, &mut [f32]) + Sync,
+    epilogue: impl Fn(usize, usize, &mut [f32]) + Sync,
 ) {
-    let n = b.columns;
     assert_eq!(a.columns, b.inner, "inner dimensions must agree");
-    assert_eq!(c.len(), a.rows * n, "output must be rows * columns long");
-    if c.is_empty() {
-        return;
-    }
-    let cut = Cut::new(a.rows, n, b.kernel);
-    c.par_chunks_mut(cut.rows * n).enumerate().for_each(|(i, rows)| {
-        let count = rows.len() / n;
-        let shared = Shared::new(rows);
-        (0..n.div_ceil(cut.columns)).into_par_iter().for_each(|j| {
-            let columns = j * cut.columns..n.min((j + 1) * cut.columns);
-            // SAFETY: these columns of this block's rows are nobody else's.
-            unsafe { multiply_block(a, i * cut.rows, count, b, columns, shared.at(0), n, write) };
-        });
-        epilogue(i * cut.rows, rows);
+    assert_eq!(c.len(), a.rows * b.columns, "output must be rows * columns long");
+    // SAFETY: the buffer has that size and is exclusively borrowed.
+    unsafe { product(a, b, c.as_mut_ptr(), write, epilogue) };
+}
+
+/// # Safety
+/// `c` is valid for, and nobody else touches, a.rows rows of b.columns; they hold numbers if `write` adds to them.
+unsafe fn product(
+    a: View,
+    b: &Packed,
+    c: *mut f32,
+    write: Write,
+    epilogue: impl Fn(usize, usize, &mut [f32]) + Sync,
+) {
+    let (m, n) = (a.rows, b.columns);
+    let cut = Cut::new(m, n, b.kernel, rayon::current_num_threads());
+    let across = n.div_ceil(cut.columns);
+    // SAFETY: the caller's; a raw pointer, since the buffer may not hold numbers yet.
+    let target = unsafe { Shared::from_raw(c, m * n) };
+    (0..m.div_ceil(cut.rows) * across).into_par_iter().for_each(|block| {
+        let (i, j) = (block / across * cut.rows, block % across * cut.columns);
+        let (rows, columns) = (i..m.min(i + cut.rows), j..n.min(j + cut.columns));
+        // SAFETY: these columns of these rows are nobody else's.
+        unsafe { multiply_block(a, i, rows.len(), b, columns.clone(), target.at(i * n), n, write) };
+        for row in rows {
+            // SAFETY: as above, and written by now.
+            let piece = unsafe { std::slice::from_raw_parts_mut(target.at(row * n + j), columns.len()) };
+            epilogue(row, j, piece);
+        }
     });
 }
 
@@ -236,7 +274,7 @@ pub unsafe fn gemm_shared(
 unsafe fn serial(compute: Compute, a: View, b: View, c: *mut f32, c_stride: usize, write: Write) {
     assert_eq!(a.columns, b.rows, "inner dimensions must agree");
     let packed = Packed::build(compute, b, false);
-    let cut = Cut::new(a.rows, b.columns, packed.kernel);
+    let cut = Cut::new(a.rows, b.columns, packed.kernel, 1);
     for first in (0..a.rows).step_by(cut.rows) {
         let count = cut.rows.min(a.rows - first);
         for column in (0..b.columns).step_by(cut.columns) {
@@ -267,25 +305,27 @@ unsafe fn multiply_block(
     write: Write,
 ) {
     let kernel = b.kernel;
-    let groups = kernel.groups(b.inner);
+    let (groups, pitch) = (kernel.groups(b.inner), kernel.panel(b.inner));
     let tiles = count.div_ceil(kernel.rows);
-    let mut packed_a = Scratch::take(tiles * kernel.rows * DEPTH.min(groups).next_multiple_of(16));
+    // Equal stretches: a short last one would be all beginning and end.
+    let stretch = groups.div_ceil(groups.div_ceil(DEPTH).max(1)).next_multiple_of(16).max(16);
+    let mut packed_a = Scratch::take(tiles * kernel.rows * stretch);
     let mut edge = [0.0f32; MAX_TILE];
     if let Some(session) = kernel.session {
         // SAFETY: `Kernel::select` was asked for an instruction set that this machine has.
         unsafe { (session.enter)() };
     }
     // At least once, so that an empty inner dimension writes zeros.
-    for depth in (0..groups.max(1)).step_by(DEPTH) {
-        let deep = DEPTH.min(groups - depth);
+    for depth in (0..groups.max(1)).step_by(stretch) {
+        let deep = stretch.min(groups - depth);
         let add = depth > 0 || write == Write::Add;
         let a_size = deep.next_multiple_of(16) * kernel.rows;
         pack::pack_a(kernel, a, first, count, depth, deep, packed_a.groups_mut());
         for column in columns.clone().step_by(kernel.columns) {
-            let b_tile =
-                &b.panels.groups()[column * groups + depth * kernel.columns..][..deep * kernel.columns];
+            let b_tile = &b.panels.groups()[column / kernel.columns * pitch + depth * kernel.columns..]
+                [..deep * kernel.columns];
             // The next panel's stretch is fetched a share at a time while this one is used.
-            let next = b_tile.as_ptr().wrapping_add(kernel.columns * groups);
+            let next = b_tile.as_ptr().wrapping_add(pitch);
             let share = b_tile.len().div_ceil(tiles * 16);
             let wide = kernel.columns.min(columns.end - column);
             for tile in 0..tiles {
@@ -335,18 +375,18 @@ fn window(rows: usize, columns: usize, row_stride: usize) -> usize {
     (rows - 1).checked_mul(row_stride).and_then(|n| n.checked_add(columns)).unwrap_or(usize::MAX)
 }
 
-/// The size of the blocks that the output is cut into, by its shape alone.
+/// The size of the blocks that the output is cut into. An element's sum runs in the same order whatever block it is in.
 struct Cut {
     rows: usize,
     columns: usize,
 }
 
 impl Cut {
-    /// Blocks of at least 96 rows, so that a panel is worth fetching into L1, and of at most 192 by 512, so that block
-    /// and packed rows stay in L2; about sixteen or more of them where the shape allows.
-    fn new(rows: usize, columns: usize, kernel: Kernel) -> Self {
-        let block = rows.div_ceil(16).clamp(192, 192).next_multiple_of(kernel.rows);
-        let pieces = 16usize.div_ceil(rows.div_ceil(block).max(1));
+    /// Blocks of 192 rows, so that a panel is worth fetching into L1, and of at most 512 columns, so that block and
+    /// packed rows stay in L2; where the shape allows, at least four for each thread.
+    fn new(rows: usize, columns: usize, kernel: Kernel, threads: usize) -> Self {
+        let block = 192usize.next_multiple_of(kernel.rows);
+        let pieces = (4 * threads).div_ceil(rows.div_ceil(block).max(1));
         let wide = columns.div_ceil(pieces).clamp(192, 512).next_multiple_of(kernel.columns);
         Self { rows: block, columns: wide }
     }

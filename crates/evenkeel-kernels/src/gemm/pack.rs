@@ -1,25 +1,41 @@
 //! Copies a matrix into the layout of the micro-kernels, converting to the compute type on the way.
 //!
-//! The unit is a [`Tile`] of sixteen free indices (rows of `a`, columns of `b`) by sixteen groups. A source that runs
-//! along the inner dimension is converted line by line; one that runs across it gives sixteen free indices of one
-//! group at a time. `a` wants lines along, `b` wants lines across: where source and target differ the tile is
-//! transposed in registers. Sources are read in the order of their memory, as many neighbouring tiles at a time as
-//! [`STRIPS`], since one line of each of sixteen distant rows after another defeats every prefetcher.
+//! The unit is a tile of sixteen free indices (rows of `a`, columns of `b`) by sixteen groups. `a` wants a line of
+//! sixteen groups for each free index, `b` a line of sixteen free indices for each group; a source runs along the
+//! inner dimension or across it. Where they agree a tile is sixteen copied lines, where they differ it is transposed in
+//! registers, in float32 straight from the source. Sources are read in the order of their memory, up to [`STRIPS`]
+//! neighbouring tiles at a time, and fetched ahead: one line of each of sixteen distant rows after another defeats
+//! every prefetcher.
 
 use super::View;
 use super::micro::{Element, Kernel};
 use crate::isa::{self, Isa, multiversion};
 
-/// Sixteen lines of sixteen groups.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-struct Tile([[u32; 16]; 16]);
-
 /// Tiles side by side that are read from a source together: 192 free indices, 12 KiB.
 const STRIPS: usize = 12;
 
-/// Packs groups `depth..depth + deep` of rows `first..first + count` of `a`. `out` gets, for each tile, the groups
-/// rounded up to 16, times the rows of a tile; rows and groups past the end are zero.
+/// A tile on its way, sixteen lines of sixteen groups.
+#[repr(C, align(64))]
+struct Stage([u32; 256]);
+
+impl Stage {
+    const EMPTY: Stage = Stage([0; 256]);
+    const PLACES: Places = [0, 16, 32, 48, 64, 80, 96, 112, 128, 144, 160, 176, 192, 208, 224, 240];
+}
+
+/// Where the lines of a tile begin in a buffer.
+type Places = [usize; 16];
+
+/// A tile of a source: its first free index and group, and the free index at which zeros begin.
+#[derive(Clone, Copy)]
+struct Tile {
+    free: usize,
+    end: usize,
+    group: usize,
+}
+
+/// Packs groups `depth..depth + deep` of rows `first..first + count` of `a`. `out` gets, for each tile of the
+/// kernel, the groups rounded up to 16, times its rows; rows and groups past the end are zero.
 pub(super) fn pack_a(
     kernel: Kernel,
     a: View,
@@ -30,36 +46,30 @@ pub(super) fn pack_a(
     out: &mut [u32],
 ) {
     let blocks = deep.div_ceil(16);
-    if blocks == 0 {
-        return;
-    }
-    let tile_size = blocks * 16 * kernel.rows;
+    let per_tile = blocks * 16 * kernel.rows;
     let padded = count.next_multiple_of(kernel.rows);
-    // Where sixteen groups of a row go.
-    let place = |row: usize, block: usize| {
-        row / kernel.rows * tile_size + (block * kernel.rows + row % kernel.rows) * 16
-    };
-    if a.column_stride == 1 {
-        for row in 0..padded {
-            let inside = (row < count).then_some(first + row);
-            let (start, step) = (place(row, 0), 16 * kernel.rows);
-            lines_along(kernel.element, a, inside, depth, blocks, &mut out[start..], step);
+    let along = a.column_stride == 1;
+    for start in (0..padded).step_by(16 * STRIPS) {
+        let rows = (padded - start).min(16 * STRIPS);
+        let mut places = [[0; 16]; STRIPS];
+        for row in 0..rows {
+            let of_tile = (start + row) / kernel.rows * per_tile;
+            places[row / 16][row % 16] = of_tile + (start + row) % kernel.rows * 16;
         }
-        return;
-    }
-    let mut stage = [Tile([[0; 16]; 16]); STRIPS];
-    for row in (0..padded).step_by(16 * STRIPS) {
-        let have = count.saturating_sub(row).min(16 * STRIPS);
-        let wide = (padded - row).min(16 * STRIPS);
-        let stage = &mut stage[..wide.div_ceil(16)];
-        for block in 0..blocks {
-            lines_across(kernel.element, a, first + row, have, depth + block * 16, stage);
-            for (strip, tile) in stage.iter_mut().enumerate() {
-                transpose(tile);
-                for (i, line) in tile.0.iter().enumerate().take(wide - 16 * strip) {
-                    out[place(row + 16 * strip + i, block)..][..16].copy_from_slice(line);
-                }
-            }
+        let mut tile = |strip: usize, block: usize| {
+            let free = first + start + 16 * strip;
+            let tile = Tile { free, end: first + count, group: depth + block * 16 };
+            let places = places[strip].map(|place| place + block * 16 * kernel.rows);
+            let lines = (rows - 16 * strip).min(16);
+            // Along, the rows below come next; across, the groups below.
+            let ahead = 16 * if along { a.row_stride } else { a.column_stride * kernel.element.per_group() };
+            move_tile(kernel.element, a, tile, Lines::Free, &places[..lines], ahead, out);
+        };
+        let strips = rows.div_ceil(16);
+        if along {
+            (0..strips).for_each(|strip| (0..blocks).for_each(|block| tile(strip, block)));
+        } else {
+            (0..blocks).for_each(|block| (0..strips).for_each(|strip| tile(strip, block)));
         }
     }
 }
@@ -69,111 +79,126 @@ pub(super) fn panels_at_once(kernel: Kernel) -> usize {
     16 * STRIPS / kernel.columns
 }
 
-/// Packs panels of `b`, given as its transpose, from column `first` on into `out`: groups × columns of each. Columns
-/// and groups past the end are zero. At most [`panels_at_once`].
+/// Packs panels of `b`, given as its transpose, from column `first` on into `out`. Columns and groups past the end
+/// are zero. At most [`panels_at_once`].
 pub(super) fn pack_b(kernel: Kernel, b_transposed: View, first: usize, out: &mut [u32]) {
-    let width = kernel.columns;
-    let groups = kernel.groups(b_transposed.columns);
-    let have = b_transposed.rows.saturating_sub(first);
-    let strips = out.len() / (groups * 16);
-    let mut stage = [Tile([[0; 16]; 16]); STRIPS];
-    let mut write = |strip: usize, block: usize, tile: &Tile| {
+    let (x, width) = (b_transposed, kernel.columns);
+    let (groups, pitch) = (kernel.groups(x.columns), kernel.panel(x.columns));
+    let strips = out.len() / pitch * width / 16;
+    let along = x.column_stride == 1;
+    let mut tile = |strip: usize, group: usize| {
+        let tile = Tile { free: first + 16 * strip, end: x.rows, group };
         let (panel, part) = (strip * 16 / width, strip * 16 % width);
-        for (i, line) in tile.0.iter().enumerate().take(groups - block) {
-            let at = panel * groups * width + (block + i) * width + part;
-            out[at..at + 16].copy_from_slice(line);
-        }
+        let start = panel * pitch + group * width + part;
+        let places: Places = std::array::from_fn(|i| start + i * width);
+        let lines = (groups - group).min(16);
+        let ahead = if along { 64 } else { 16 * x.column_stride * kernel.element.per_group() };
+        move_tile(kernel.element, x, tile, Lines::Group, &places[..lines], ahead, out);
     };
-    if b_transposed.column_stride == 1 {
-        for strip in 0..strips {
-            let tile = &mut stage[0];
-            for block in (0..groups).step_by(16) {
-                for (i, line) in tile.0.iter_mut().enumerate() {
-                    let row = strip * 16 + i;
-                    let inside = (row < have).then_some(first + row);
-                    lines_along(kernel.element, b_transposed, inside, block, 1, line, 16);
-                }
-                transpose(tile);
-                write(strip, block, tile);
-            }
-        }
-        return;
+    if along {
+        (0..strips).for_each(|strip| (0..groups).step_by(16).for_each(|group| tile(strip, group)));
+    } else {
+        (0..groups).step_by(16).for_each(|group| (0..strips).for_each(|strip| tile(strip, group)));
     }
-    let stage = &mut stage[..strips];
-    for block in (0..groups).step_by(16) {
-        lines_across(kernel.element, b_transposed, first, have.min(16 * strips), block, stage);
-        for (strip, tile) in stage.iter().enumerate() {
-            write(strip, block, tile);
-        }
+}
+
+/// What a line of a packed tile holds sixteen of, so what each line stands for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Lines {
+    /// One free index, sixteen groups.
+    Free,
+    /// One group, sixteen free indices.
+    Group,
+}
+
+/// Moves one tile to `places`, as many lines as there are, and fetches what lies `ahead` elements further.
+#[inline]
+fn move_tile(
+    element: Element,
+    x: View,
+    tile: Tile,
+    lines: Lines,
+    places: &[usize],
+    ahead: usize,
+    out: &mut [u32],
+) {
+    let (per, stride) = (element.per_group(), x.row_stride.max(x.column_stride));
+    let start = tile.free * x.row_stride + tile.group * per * x.column_stride;
+    let source = x.data.as_ptr().wrapping_add(start);
+    for i in 0..16 {
+        isa::prefetch(source.wrapping_add(i * stride + ahead));
+    }
+    let as_it_lies = if x.column_stride == 1 { Lines::Free } else { Lines::Group };
+    let whole = tile.free + 16 <= tile.end && (tile.group + 16) * per <= x.columns;
+    if let (Element::F32, true, Ok(places)) = (element, whole, <&Places>::try_from(places)) {
+        let source = &x.data[start..start + 15 * stride + 16];
+        return match lines == as_it_lies {
+            true => copy(source, stride, places, out),
+            false => transpose(source, stride, places, out),
+        };
+    }
+    if lines == as_it_lies {
+        return copy_lines(element, x, tile, places, out);
+    }
+    let mut lying = Stage::EMPTY;
+    copy_lines(element, x, tile, &Stage::PLACES, &mut lying.0);
+    if let Ok(places) = <&Places>::try_from(places) {
+        return transpose(lying.0.as_slice(), 16, places, out);
+    }
+    let mut turned = Stage::EMPTY;
+    transpose(lying.0.as_slice(), 16, &Stage::PLACES, &mut turned.0);
+    for (line, &place) in turned.0.as_chunks::<16>().0.iter().zip(places) {
+        out[place..place + 16].copy_from_slice(line);
     }
 }
 
 multiversion! {
-    /// `lines` times sixteen groups of a row, from group `group` on, each `step` after the one before; zero past the
-    /// end, and if there is no such row.
-    fn lines_along(
-        element: Element,
-        x: View,
-        row: Option<usize>,
-        group: usize,
-        lines: usize,
-        out: &mut [u32],
-        step: usize,
-    ) {
-        let row = row.map_or(&[][..], |row| &x.data[row * x.row_stride..][..x.columns]);
-        for i in 0..lines {
-            let per_line = 16 * element.per_group();
-            let start = (group * element.per_group() + i * per_line).min(row.len());
-            let source = &row[start..(start + per_line).min(row.len())];
-            let line = &mut out[i * step..][..16];
-            match element {
-                Element::F32 => line_f32(source, line, f32::to_bits),
-                Element::Bf16AsF32 => line_f32(source, line, |x| bf16_bits(x) << 16),
-                Element::Bf16Pair => line_bf16(source, line),
-            }
-        }
-    }
-}
-
-multiversion! {
-    /// Line i of each tile: group `group + i` of sixteen rows, `have` of them from `first` on through all tiles; zero
-    /// past either end.
-    fn lines_across(element: Element, x: View, first: usize, have: usize, group: usize, tiles: &mut [Tile]) {
+    /// The lines of a tile as they lie in the source, converted; zero past any end.
+    fn copy_lines(element: Element, x: View, tile: Tile, places: &[usize], out: &mut [u32]) {
         let per = element.per_group();
-        for i in 0..16 {
-            let k = (group + i) * per;
-            let run = |k: usize| match k < x.columns && have > 0 {
-                true => &x.data[k * x.column_stride + first..][..have],
-                false => &[],
-            };
-            let (even, odd) = (run(k), if per == 2 { run(k + 1) } else { &[] });
-            // The next block's lines lie up to a page apart, which no prefetcher of the processor foresees.
-            let ahead = x.data.as_ptr().wrapping_add((k + 16 * per) * x.column_stride + first);
-            for (strip, tile) in tiles.iter_mut().enumerate() {
-                for next in 0..per {
-                    isa::prefetch(ahead.wrapping_add(next * x.column_stride + 16 * strip));
-                }
-                let part = |run: &'_ [f32]| -> (usize, usize) {
-                    ((16 * strip).min(run.len()), (16 * strip + 16).min(run.len()))
-                };
-                let ((a, b), (c, d)) = (part(even), part(odd));
-                let line = &mut tile.0[i];
+        for (i, &place) in places.iter().enumerate() {
+            let line: &mut [u32; 16] = (&mut out[place..place + 16]).try_into().expect("sixteen");
+            if x.column_stride == 1 {
+                let row = tile.free + i;
+                let row = if row < tile.end { &x.data[row * x.row_stride..][..x.columns] } else { &[] };
+                let start = (tile.group * per).min(row.len());
+                let source = &row[start..(start + 16 * per).min(row.len())];
                 match element {
-                    Element::F32 => line_f32(&even[a..b], line, f32::to_bits),
-                    Element::Bf16AsF32 => line_f32(&even[a..b], line, |x| bf16_bits(x) << 16),
-                    Element::Bf16Pair => line_two_bf16(&even[a..b], &odd[c..d], line),
+                    Element::F32 => line_of(source, line, f32::to_bits),
+                    Element::Bf16AsF32 => line_of(source, line, |x| bf16_bits(x) << 16),
+                    Element::Bf16Pair => line_of_pairs(source, line),
+                }
+            } else {
+                let k = (tile.group + i) * per;
+                let have = tile.end.saturating_sub(tile.free).min(16);
+                let run = |k: usize| match k < x.columns && have > 0 {
+                    true => &x.data[k * x.column_stride + tile.free..][..have],
+                    false => &[],
+                };
+                match element {
+                    Element::F32 => line_of(run(k), line, f32::to_bits),
+                    Element::Bf16AsF32 => line_of(run(k), line, |x| bf16_bits(x) << 16),
+                    Element::Bf16Pair => line_of_two(run(k), run(k + 1), line),
                 }
             }
         }
     }
+}
+
+/// All at once, in registers: the result is not yet in memory, so no aliasing hinders the compiler.
+#[inline(always)]
+fn words<const N: usize>(source: &[f32; N], bits: impl Fn(f32) -> u32) -> [u32; N] {
+    let mut words = [0; N];
+    for i in 0..N {
+        words[i] = bits(source[i]);
+    }
+    words
 }
 
 #[inline(always)]
-fn line_f32(source: &[f32], line: &mut [u32], bits: impl Fn(f32) -> u32) {
-    if let (Ok(source), Ok(line)) = (<&[f32; 16]>::try_from(source), <&mut [u32; 16]>::try_from(&mut *line)) {
-        for (l, s) in line.iter_mut().zip(source) {
-            *l = bits(*s);
-        }
+fn line_of(source: &[f32], line: &mut [u32; 16], bits: impl Fn(f32) -> u32) {
+    if let Ok(source) = <&[f32; 16]>::try_from(source) {
+        *line = words(source, bits);
         return;
     }
     line.fill(0);
@@ -182,15 +207,14 @@ fn line_f32(source: &[f32], line: &mut [u32], bits: impl Fn(f32) -> u32) {
     }
 }
 
+/// Pairs of neighbours.
 #[inline(always)]
-fn line_bf16(source: &[f32], line: &mut [u32]) {
+fn line_of_pairs(source: &[f32], line: &mut [u32; 16]) {
     if let Ok(source) = <&[f32; 32]>::try_from(source) {
-        let mut halves = [0u16; 32];
-        for (h, s) in halves.iter_mut().zip(source) {
-            *h = bf16_bits(*s) as u16;
-        }
-        for (l, h) in line.iter_mut().zip(halves.as_chunks::<2>().0) {
-            *l = h[0] as u32 | (h[1] as u32) << 16;
+        // As they lie in memory, the even one of a pair is the low half of its word.
+        let bits = words(source, bf16_bits);
+        for i in 0..16 {
+            line[i] = bits[2 * i] | bits[2 * i + 1] << 16;
         }
         return;
     }
@@ -200,11 +224,13 @@ fn line_bf16(source: &[f32], line: &mut [u32]) {
     }
 }
 
+/// Pairs of one from each.
 #[inline(always)]
-fn line_two_bf16(even: &[f32], odd: &[f32], line: &mut [u32; 16]) {
+fn line_of_two(even: &[f32], odd: &[f32], line: &mut [u32; 16]) {
     if let (Ok(even), Ok(odd)) = (<&[f32; 16]>::try_from(even), <&[f32; 16]>::try_from(odd)) {
+        let (even, odd) = (words(even, bf16_bits), words(odd, bf16_bits));
         for i in 0..16 {
-            line[i] = bf16_bits(even[i]) | bf16_bits(odd[i]) << 16;
+            line[i] = even[i] | odd[i] << 16;
         }
         return;
     }
@@ -225,33 +251,66 @@ pub(super) fn bf16_bits(x: f32) -> u32 {
     if x.is_nan() { bits >> 16 | 0x40 } else { rounded }
 }
 
-fn transpose(tile: &mut Tile) {
-    #[cfg(target_arch = "x86_64")]
-    match isa::active() {
-        // SAFETY: `active` is at most what this machine has.
-        Isa::Amx | Isa::Avx512 => return unsafe { transpose_avx512(tile) },
-        // SAFETY: as above.
-        Isa::Avx2 => return unsafe { transpose_avx2(tile) },
-        _ => {}
+/// A type of four bytes that may stand in a tile.
+trait Word: Copy {
+    fn bits(self) -> u32;
+}
+
+impl Word for f32 {
+    fn bits(self) -> u32 {
+        self.to_bits()
     }
-    let source = tile.0;
-    for (i, line) in tile.0.iter_mut().enumerate() {
-        for (j, v) in line.iter_mut().enumerate() {
-            *v = source[j][i];
+}
+
+impl Word for u32 {
+    fn bits(self) -> u32 {
+        self
+    }
+}
+
+/// Line i of the result is the one of `source` that begins at `i * stride`.
+fn copy(source: &[f32], stride: usize, places: &Places, out: &mut [u32]) {
+    for (i, &place) in places.iter().enumerate() {
+        // By value, so that it becomes a few wide moves.
+        let line: [f32; 16] = source[i * stride..i * stride + 16].try_into().expect("sixteen");
+        out[place..place + 16].copy_from_slice(&line.map(f32::to_bits));
+    }
+}
+
+/// Line j of the result is element j of each of the sixteen lines of `source` that begin `stride` apart.
+fn transpose<W: Word>(source: &[W], stride: usize, places: &Places, out: &mut [u32]) {
+    assert!(15 * stride + 16 <= source.len(), "a tile must lie inside its source");
+    assert!(places.iter().all(|&place| place + 16 <= out.len()), "a tile must lie inside its target");
+    #[cfg(target_arch = "x86_64")]
+    {
+        let (source, out) = (source.as_ptr().cast::<f32>(), out.as_mut_ptr().cast::<f32>());
+        match isa::active() {
+            // SAFETY: checked above; `active` is at most what this machine has; a word is four bytes.
+            Isa::Amx | Isa::Avx512 => return unsafe { transpose_avx512(source, stride, places, out) },
+            // SAFETY: as above.
+            Isa::Avx2 => return unsafe { transpose_avx2(source, stride, places, out) },
+            _ => {}
+        }
+    }
+    for (j, &place) in places.iter().enumerate() {
+        for i in 0..16 {
+            out[place + i] = source[i * stride + j].bits();
         }
     }
 }
 
 /// Four squares of eight by eight: pairs of lines, pairs of pairs, then halves of registers.
+///
+/// # Safety
+/// Sixteen readable elements at every line of `source`, sixteen writable ones at every place of `out`.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
-fn transpose_avx2(tile: &mut Tile) {
+unsafe fn transpose_avx2(source: *const f32, stride: usize, places: &Places, out: *mut f32) {
     use std::arch::x86_64::*;
-    let lines = tile.0.as_mut_ptr();
-    let square = |row: usize, column: usize| -> [__m256; 8] {
-        // SAFETY: a tile is sixteen aligned lines of sixteen, and row and column are 0 or 8.
+    for (row, column) in [(0, 0), (0, 8), (8, 0), (8, 8)] {
+        // SAFETY: by the contract.
         let x: [__m256; 8] =
-            std::array::from_fn(|i| unsafe { _mm256_load_ps(lines.add(row + i).cast::<f32>().add(column)) });
+            std::array::from_fn(|i| unsafe { _mm256_loadu_ps(source.add((row + i) * stride + column)) });
         let pair = |i: usize| {
             (_mm256_unpacklo_ps(x[2 * i], x[2 * i + 1]), _mm256_unpackhi_ps(x[2 * i], x[2 * i + 1]))
         };
@@ -264,30 +323,32 @@ fn transpose_avx2(tile: &mut Tile) {
             ]
         };
         let (top, bottom) = (four(pair(0), pair(1)), four(pair(2), pair(3)));
-        std::array::from_fn(|i| match i {
-            0..4 => _mm256_permute2f128_ps::<0x20>(top[i], bottom[i]),
-            _ => _mm256_permute2f128_ps::<0x31>(top[i - 4], bottom[i - 4]),
-        })
-    };
-    let squares = [(0, 0), (0, 8), (8, 0), (8, 8)].map(|(row, column)| (row, column, square(row, column)));
-    for (row, column, square) in squares {
-        for (i, line) in square.into_iter().enumerate() {
-            // SAFETY: as above; the square has been read, and so has the one it overwrites.
-            unsafe { _mm256_store_ps(lines.add(column + i).cast::<f32>().add(row), line) };
+        for i in 0..4 {
+            let halves = (
+                _mm256_permute2f128_ps::<0x20>(top[i], bottom[i]),
+                _mm256_permute2f128_ps::<0x31>(top[i], bottom[i]),
+            );
+            // SAFETY: by the contract.
+            unsafe {
+                _mm256_storeu_ps(out.add(places[column + i] + row), halves.0);
+                _mm256_storeu_ps(out.add(places[column + 4 + i] + row), halves.1);
+            }
         }
     }
 }
 
-/// Pairs of groups, pairs of pairs, then quarters of registers, twice.
+/// Pairs of lines, pairs of pairs, then quarters of registers, twice.
+///
+/// # Safety
+/// That of [`transpose_avx2`].
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
-fn transpose_avx512(tile: &mut Tile) {
+unsafe fn transpose_avx512(source: *const f32, stride: usize, places: &Places, out: *mut f32) {
     use std::arch::x86_64::*;
     let zero = _mm512_setzero_ps();
     let (mut pairs, mut fours) = ([zero; 16], [zero; 16]);
-    let lines = tile.0.as_mut_ptr();
-    // SAFETY: a tile is sixteen aligned lines.
-    let load = |i: usize| unsafe { _mm512_load_ps(lines.add(i).cast()) };
+    // SAFETY: by the contract.
+    let load = |i: usize| unsafe { _mm512_loadu_ps(source.add(i * stride)) };
     for i in 0..8 {
         let (x, y) = (load(2 * i), load(2 * i + 1));
         pairs[2 * i] = _mm512_unpacklo_ps(x, y);
@@ -302,8 +363,8 @@ fn transpose_avx512(tile: &mut Tile) {
         fours[4 * i + 2] = low(p[1], p[3]);
         fours[4 * i + 3] = high(p[1], p[3]);
     }
-    // SAFETY: as above.
-    let store = |i: usize, v| unsafe { _mm512_store_ps(lines.add(i).cast(), v) };
+    // SAFETY: by the contract.
+    let store = |i: usize, v| unsafe { _mm512_storeu_ps(out.add(places[i]), v) };
     for c in 0..4 {
         let even_top = _mm512_shuffle_f32x4::<0x88>(fours[c], fours[4 + c]);
         let odd_top = _mm512_shuffle_f32x4::<0xdd>(fours[c], fours[4 + c]);

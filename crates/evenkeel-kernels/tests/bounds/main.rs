@@ -49,8 +49,10 @@ fn matrix_products() {
                     let b = if tb { View::new(b, n, k).t() } else { View::new(b, k, n) };
                     let [plain, then, packed, serial] = [(); 4].map(|()| arena.write(&c));
                     gemm(compute, a, b, plain, write);
-                    gemm_then(compute, a, b, then, write, |_, rows| rows.iter_mut().for_each(|v| *v += 1.0));
-                    gemm_packed(a, &Packed::new(compute, b), packed, write, |_, _| {});
+                    gemm_then(compute, a, b, then, write, |_, _, piece| {
+                        piece.iter_mut().for_each(|v| *v += 1.0)
+                    });
+                    gemm_packed(a, &Packed::new(compute, b), packed, write, |_, _, _| {});
                     gemm_serial(compute, a, b, serial, n, write);
                     Bits::default().and(plain).and(then).and(packed).and(serial)
                 });

@@ -4,7 +4,7 @@ use crate::common::{Bits, fill};
 use crate::reference::{Expected, U, product_bound};
 use crate::{refuses, same_on_any_threads};
 use evenkeel_kernels::gemm::{
-    Compute, Packed, View, Write, gemm, gemm_packed, gemm_serial, gemm_shared, gemm_then,
+    Compute, Packed, View, Write, gemm, gemm_new, gemm_packed, gemm_serial, gemm_shared, gemm_then,
 };
 use evenkeel_kernels::threads::Shared;
 use rayon::prelude::*;
@@ -283,7 +283,7 @@ fn special_values_in_the_output_are_replaced_or_kept() {
 }
 
 #[test]
-fn the_epilogue_sees_every_row_once_and_finished() {
+fn the_epilogue_sees_every_element_once_and_finished() {
     for (m, k, n) in [(1, 1, 1), (67, 33, 17), (517, 300, 47), (33, 700, 1103)] {
         let product = Product::new(m, k, n);
         let (a, b) = (View::new(&product.a, m, k), View::new(&product.b, k, n));
@@ -291,17 +291,23 @@ fn the_epilogue_sees_every_row_once_and_finished() {
             for write in [Write::Replace, Write::Add] {
                 let mut plain = product.c.clone();
                 gemm(compute, a, b, &mut plain, write);
-                let seen: Vec<AtomicUsize> = (0..m).map(|_| AtomicUsize::new(0)).collect();
-                let mut c = product.c.clone();
-                gemm_then(compute, a, b, &mut c, write, |first, rows| {
-                    assert_eq!(rows.len() % n, 0, "not whole rows");
-                    let finished = &plain[first * n..first * n + rows.len()];
-                    assert!(rows.iter().zip(finished).all(|(x, y)| x.to_bits() == y.to_bits()));
-                    for row in first..first + rows.len() / n {
-                        seen[row].fetch_add(1, Ordering::Relaxed);
+                let seen: Vec<AtomicUsize> = (0..m * n).map(|_| AtomicUsize::new(0)).collect();
+                let epilogue = |row: usize, first: usize, piece: &mut [f32]| {
+                    let at = row * n + first;
+                    assert!(first + piece.len() <= n, "past the end of a row");
+                    for (i, v) in piece.iter_mut().enumerate() {
+                        assert_eq!(v.to_bits(), plain[at + i].to_bits(), "not finished");
+                        seen[at + i].fetch_add(1, Ordering::Relaxed);
+                        *v *= -2.0;
                     }
-                    rows.iter_mut().for_each(|v| *v *= -2.0);
-                });
+                };
+                let mut c = product.c.clone();
+                gemm_then(compute, a, b, &mut c, write, epilogue);
+                if write == Write::Replace {
+                    seen.iter().for_each(|s| s.store(0, Ordering::Relaxed));
+                    let fresh = gemm_new(compute, a, b, epilogue);
+                    assert!(fresh.iter().zip(&c).all(|(x, y)| x.to_bits() == y.to_bits()));
+                }
                 assert!(seen.iter().all(|s| s.load(Ordering::Relaxed) == 1));
                 assert!(c.iter().zip(&plain).all(|(x, y)| *x == -2.0 * y), "the epilogue's work was lost");
             }
@@ -318,9 +324,9 @@ fn a_packed_factor_serves_many_products() {
         for product in products.iter().chain(&products) {
             let mut c = product.c.clone();
             let a = View::new(&product.a, product.m, k);
-            gemm_packed(a, &packed, &mut c, Write::Add, |_, _| {});
+            gemm_packed(a, &packed, &mut c, Write::Add, |_, _, _| {});
             product.check("gemm_packed", compute, Write::Add, &c);
-            gemm_packed(a, &packed, &mut c, Write::Replace, |_, _| {});
+            gemm_packed(a, &packed, &mut c, Write::Replace, |_, _, _| {});
             product.check("gemm_packed", compute, Write::Replace, &c);
         }
     }
@@ -388,6 +394,6 @@ fn sizes_that_do_not_fit_are_refused() {
         gemm_serial(Compute::F32, v(4, 5), v(5, 4), &mut [0.0; 21], 6, Write::Replace);
     });
     refuses("different inner dimensions, packed", move || {
-        gemm_packed(v(4, 6), &Packed::new(Compute::F32, v(5, 4)), &mut [0.0; 16], Write::Add, |_, _| {});
+        gemm_packed(v(4, 6), &Packed::new(Compute::F32, v(5, 4)), &mut [0.0; 16], Write::Add, |_, _, _| {});
     });
 }

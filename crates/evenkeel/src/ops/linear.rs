@@ -7,7 +7,7 @@ use crate::slices::{slice, tensor, with_slice_mut};
 use crate::tape::{Tape, Value};
 use candle_core::{Result, Tensor};
 use evenkeel_kernels::activation;
-use evenkeel_kernels::gemm::{View, Write, gemm, gemm_then};
+use evenkeel_kernels::gemm::{View, Write, gemm, gemm_new};
 use evenkeel_kernels::threads::{PIECE, for_row_pieces, map_row_pieces};
 use serde::{Deserialize, Serialize};
 
@@ -62,34 +62,28 @@ pub fn linear(
     let (rows, d_in) = flat(x.tensor())?;
     let d_out = weight.tensor().dim(0)?;
     let compute = tape.compute();
-    let mut y = vec![0.0; rows * d_out];
     let keeps_input = act.is_some_and(|a| a.kernel().backward_needs_input());
-    let mut pre_activation = Vec::new();
-    {
+    let keep = tape.is_recording() && keeps_input;
+    let mut y = {
         let (x, w) = (slice(x.tensor())?, slice(weight.tensor())?);
         let b = bias.map(|b| slice(b.tensor())).transpose()?;
         let b = b.as_deref();
-        let finish = |rows: &mut [f32]| {
+        let (x, w) = (View::new(&x, rows, d_in), View::new(&w, d_out, d_in));
+        gemm_new(compute, x, w.t(), |_, first, piece| {
             if let Some(b) = b {
-                for row in rows.chunks_exact_mut(d_out) {
-                    for (y, b) in row.iter_mut().zip(b) {
-                        *y += b;
-                    }
+                for (y, b) in piece.iter_mut().zip(&b[first..]) {
+                    *y += b;
                 }
             }
-        };
-        let keep = tape.is_recording() && keeps_input;
-        let (x, w) = (View::new(&x, rows, d_in), View::new(&w, d_out, d_in));
-        gemm_then(compute, x, w.t(), &mut y, Write::Replace, |_, rows| {
-            finish(rows);
             if let (Some(act), false) = (act, keep) {
-                activation::forward(act.kernel(), rows);
+                activation::forward(act.kernel(), piece);
             }
-        });
-        if let (Some(act), true) = (act, keep) {
-            pre_activation = y.clone();
-            for_row_pieces(&mut y, d_out, PIECE, |_, rows| activation::forward(act.kernel(), rows));
-        }
+        })
+    };
+    let mut pre_activation = Vec::new();
+    if let (Some(act), true) = (act, keep) {
+        pre_activation = y.clone();
+        for_row_pieces(&mut y, d_out, PIECE, |_, rows| activation::forward(act.kernel(), rows));
     }
     let mut shape = x.tensor().dims().to_vec();
     *shape.last_mut().expect("flat() checked that x has a last axis") = d_out;
@@ -132,10 +126,19 @@ pub fn linear(
             })?;
             drop(xs);
             if x.needs_gradient() {
-                let mut dx = vec![0.0; rows * d_in];
                 let w = slice(weight.tensor())?;
-                gemm(compute, dz, View::new(&w, d_out, d_in), &mut dx, Write::Replace);
-                sink.add(&x, tensor(dx, x.tensor().shape())?)?;
+                let w = View::new(&w, d_out, d_in);
+                match sink.held(&x) {
+                    // Where several layers read x, the product is added as it is made.
+                    Some(held) => with_slice_mut(held, |held| {
+                        gemm(compute, dz, w, held, Write::Add);
+                        Ok(())
+                    })?,
+                    None => {
+                        let dx = gemm_new(compute, dz, w, |_, _, _| {});
+                        sink.add(&x, tensor(dx, x.tensor().shape())?)?;
+                    }
+                }
             }
             Ok(())
         }
