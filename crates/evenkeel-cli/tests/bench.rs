@@ -124,7 +124,7 @@ fn a_profile_adds_up_and_is_drawn() {
     let has = |operation: &str, pass: &str| {
         profile.iter().any(|p| p["operation"] == operation && p["pass"] == pass)
     };
-    for operation in ["linear", "attention", "norm", "residual"] {
+    for operation in ["linear", "attention", "norm"] {
         assert!(has(operation, "forward") && has(operation, "recompute") && has(operation, "backward"));
     }
     assert!(has("embedding", "backward") && has("head", "forward") && has("adamw", "optimizer"));

@@ -126,6 +126,42 @@ fn configuration() {
 }
 
 #[test]
+fn benchmarks() {
+    let sandbox = Sandbox::new();
+    sandbox.write("occupied", "a file\n");
+    let mut cases = Cases::of(&sandbox);
+    for args in [
+        &["bench"][..],
+        &["bench", "gemms"],
+        &["bench", "step", "--heads", "5"],
+        &["bench", "step", "--heads", "0"],
+        &["bench", "step", "--width", "0"],
+        &["bench", "step", "--depth", "0"],
+        &["bench", "step", "--vocab", "0"],
+        &["bench", "step", "--context", "0"],
+        &["bench", "step", "--sequences", "0"],
+        &["bench", "step", "--steps", "0"],
+        &["bench", "step", "--precision", "fp8"],
+        &["bench", "step", "--optimizer", "lion"],
+        &["bench", "step", "--recompute", "attention"],
+        &["bench", "step", "--width", "99999999999999999999"],
+        &["bench", "gemm", "--precision", "f32,int8"],
+        &["bench", "gemm", "--rounds", "0"],
+        &["bench", "gemm", "--width", "0"],
+        &["bench", "ops", "--rounds", "0"],
+        &["bench", "ops", "--heads", "7"],
+        &["bench", "scale", "--width", "0"],
+        &["bench", "scale", "--width", "100"],
+        &["bench", "scale", "--depth", ","],
+        &["bench", "scale", "--steps", "0"],
+        &["bench", "step", "--profile", "--out", "occupied"],
+    ] {
+        cases.refused(args);
+    }
+    snapshot!(cases);
+}
+
+#[test]
 fn making_data() {
     let sandbox = Sandbox::new();
     sandbox.corpus("corpus", 2);

@@ -8,7 +8,9 @@
 //! QK-RMSNorm divides each head's query and key by their RMS over d_head, `x / (rms(x) + ε) · gain`, with one
 //! gain vector shared by all heads and ε outside the root.
 
-use crate::gemm::{Compute, View, Write, gemm_serial, gemm_shared};
+use crate::gemm::{
+    Compute, Packed, View, Write, gemm_serial, gemm_serial_packed, gemm_shared, gemm_shared_packed,
+};
 use crate::isa::multiversion;
 use crate::math;
 use crate::threads::{Shared, sum_in_order};
@@ -99,18 +101,18 @@ pub fn forward(
                     normalised(shape, k, task, norm.k_gain, norm.eps),
                 )
             });
+            let (q_all, k_all) = match &normed {
+                Some((q, k)) => (View::new(q, t, d), View::new(k, t, d)),
+                None => (shape.view(q, task, 0, t), shape.view(k, task, 0, t)),
+            };
+            // Packed once for all blocks, each of which uses a beginning.
+            let k_t = Packed::new_serial(shape.compute, k_all.t());
+            let v = Packed::new_serial(shape.compute, shape.view(v, task, 0, t));
             for first in (0..t).step_by(QUERIES) {
                 let rows = QUERIES.min(t - first);
                 let keys = shape.keys(first + rows);
                 let scores = &mut scores[..rows * keys];
-                let (q, k) = match &normed {
-                    Some((q, k)) => (
-                        View::new(&q[first * d..(first + rows) * d], rows, d),
-                        View::new(&k[..keys * d], keys, d),
-                    ),
-                    None => (shape.view(q, task, first, rows), shape.view(k, task, 0, keys)),
-                };
-                gemm_serial(shape.compute, q, k.t(), scores, keys, Write::Replace);
+                gemm_serial_packed(q_all.take(first, rows), &k_t, keys, scores, keys, Write::Replace);
                 for (i, row) in scores.chunks_exact_mut(keys).enumerate() {
                     let visible = shape.keys(first + i + 1);
                     lse[first + i] = softmax_row(row, visible, shape.scale);
@@ -118,15 +120,8 @@ pub fn forward(
                 let offset = shape.offset(task) + first * shape.width();
                 // SAFETY: the window is rows first.. of this task's own head, inside `out`.
                 unsafe {
-                    gemm_shared(
-                        shape.compute,
-                        View::new(scores, rows, keys),
-                        shape.view(v, task, 0, keys),
-                        &shared,
-                        offset,
-                        shape.width(),
-                        Write::Replace,
-                    );
+                    let scores = View::new(scores, rows, keys);
+                    gemm_shared_packed(scores, &v, d, &shared, offset, shape.width(), Write::Replace);
                 }
             }
         },
@@ -186,6 +181,10 @@ pub fn backward(
                 let qn = own(q, qk_norm.map(|n| (n.q_gain, n.eps)));
                 let kn = own(k, qk_norm.map(|n| (n.k_gain, n.eps)));
                 let (mut dqn, mut dkn) = (vec![0.0; t * d], vec![0.0; t * d]);
+                let k_view = View::new(&kn, t, d);
+                let k_packed = Packed::new_serial(shape.compute, k_view);
+                let k_t = Packed::new_serial(shape.compute, k_view.t());
+                let v_t = Packed::new_serial(shape.compute, shape.view(v, task, 0, t).t());
                 let lse = &lse[task * t..(task + 1) * t];
                 for first in (0..t).step_by(QUERIES) {
                     let rows = QUERIES.min(t - first);
@@ -193,17 +192,9 @@ pub fn backward(
                     let probs = &mut probs[..rows * keys];
                     let d_scores = &mut d_scores[..rows * keys];
                     let q_block = View::new(&qn[first * d..(first + rows) * d], rows, d);
-                    let k_all = View::new(&kn[..keys * d], keys, d);
                     let d_out_block = shape.view(d_out, task, first, rows);
-                    gemm_serial(shape.compute, q_block, k_all.t(), probs, keys, Write::Replace);
-                    gemm_serial(
-                        shape.compute,
-                        d_out_block,
-                        shape.view(v, task, 0, keys).t(),
-                        d_scores,
-                        keys,
-                        Write::Replace,
-                    );
+                    gemm_serial_packed(q_block, &k_t, keys, probs, keys, Write::Replace);
+                    gemm_serial_packed(d_out_block, &v_t, keys, d_scores, keys, Write::Replace);
                     for i in 0..rows {
                         let at = shape.offset(task) + (first + i) * w;
                         let dot = math::sum_by2(&d_out[at..at + d], &out[at..at + d], |a, b| a * b);
@@ -219,7 +210,7 @@ pub fn backward(
                     let d_scores = View::new(d_scores, rows, keys);
                     let probs = View::new(probs, rows, keys);
                     let dq_block = &mut dqn[first * d..(first + rows) * d];
-                    gemm_serial(shape.compute, d_scores, k_all, dq_block, d, Write::Replace);
+                    gemm_serial_packed(d_scores, &k_packed, d, dq_block, d, Write::Replace);
                     gemm_serial(shape.compute, d_scores.t(), q_block, &mut dkn[..keys * d], d, Write::Add);
                     // SAFETY: the window is rows 0..keys of this task's own head.
                     unsafe {

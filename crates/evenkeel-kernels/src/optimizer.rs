@@ -1,7 +1,6 @@
 //! Passes over parameters, gradients and optimiser state: one read and one write of each.
 
 use crate::isa::multiversion;
-use crate::math;
 use crate::threads::PIECE;
 use rayon::prelude::*;
 
@@ -163,14 +162,21 @@ multiversion! {
 /// If lengths differ.
 pub fn dot(a: &[f32], b: &[f32]) -> f64 {
     assert_eq!(a.len(), b.len());
-    let parts: Vec<f64> =
-        a.par_chunks(4096).zip(b.par_chunks(4096)).map(|(a, b)| dot_piece(a, b) as f64).collect();
+    let parts: Vec<f64> = a.par_chunks(4096).zip(b.par_chunks(4096)).map(|(a, b)| dot_piece(a, b)).collect();
     parts.iter().sum()
 }
 
 multiversion! {
-    fn dot_piece(a: &[f32], b: &[f32]) -> f32 {
-        math::sum_by2(a, b, |a, b| a * b)
+    fn dot_piece(a: &[f32], b: &[f32]) -> f64 {
+        let mut lanes = [0.0f64; 8];
+        let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<8>(), b.as_chunks::<8>());
+        for (a, b) in a.iter().zip(b) {
+            for l in 0..8 {
+                lanes[l] += a[l] as f64 * b[l] as f64;
+            }
+        }
+        let rest = a_rest.iter().zip(b_rest).map(|(&a, &b)| a as f64 * b as f64);
+        lanes.iter().sum::<f64>() + rest.sum::<f64>()
     }
 }
 

@@ -40,34 +40,20 @@ pub enum Threads {
 impl Multiply {
     /// The loops that this machine can run, from the least instruction set. A new instruction set is a line here.
     pub fn available() -> Vec<Self> {
-        let row = |name, isa, compute, round, run, here: bool| {
-            here.then_some(Self { name, isa, compute, round, run })
+        let row = |name, isa: Isa, compute, round, run| {
+            isa.available().then_some(Self { name, isa, compute, round, run })
         };
-        let mut rows =
-            vec![row("portable f32", Isa::Portable, Compute::F32, portable::ROUND, portable::f32, true)];
+        let mut rows = vec![row("portable f32", Isa::Portable, Compute::F32, portable::ROUND, portable::f32)];
         #[cfg(target_arch = "aarch64")]
-        rows.push(row("neon f32", Isa::Portable, Compute::F32, neon::ROUND, neon::f32, true));
+        rows.push(row("neon f32", Isa::Neon, Compute::F32, neon::ROUND, neon::f32));
         #[cfg(target_arch = "x86_64")]
         {
-            let (avx2, avx512) = (isa::detected() >= Isa::Avx2, isa::detected() >= Isa::Avx512);
-            let dot = avx512 && isa::has_avx512_bf16();
-            rows.push(row("avx2 f32", Isa::Avx2, Compute::F32, x86::AVX2_F32_ROUND, x86::avx2_f32, avx2));
-            rows.push(row(
-                "avx512 f32",
-                Isa::Avx512,
-                Compute::F32,
-                x86::AVX512_F32_ROUND,
-                x86::avx512_f32,
-                avx512,
-            ));
-            rows.push(row(
-                "avx512 bf16",
-                Isa::Avx512,
-                Compute::Bf16,
-                x86::AVX512_BF16_ROUND,
-                x86::avx512_bf16,
-                dot,
-            ));
+            use Isa::{Avx2, Avx512};
+            rows.push(row("avx2 f32", Avx2, Compute::F32, x86::AVX2_F32_ROUND, x86::avx2_f32));
+            rows.push(row("avx512 f32", Avx512, Compute::F32, x86::AVX512_F32_ROUND, x86::avx512_f32));
+            let dot = row("avx512 bf16", Avx512, Compute::Bf16, x86::AVX512_BF16_ROUND, x86::avx512_bf16);
+            rows.push(dot.filter(|_| isa::has_avx512_bf16()));
+            rows.push(row("amx bf16", Isa::Amx, Compute::Bf16, x86::AMX_BF16_ROUND, x86::amx_bf16));
         }
         rows.into_iter().flatten().collect()
     }
@@ -237,6 +223,7 @@ mod neon {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
+    use crate::gemm::amx;
     use std::arch::x86_64::*;
     use std::hint::black_box;
 
@@ -295,6 +282,55 @@ mod x86 {
             }
         }
         _mm512_reduce_add_ps(sums.into_iter().fold(_mm512_setzero_ps(), |t, s| _mm512_add_ps(t, s)))
+    }
+
+    /// Four tiles of sums, as the kernel has them; each of the 16 × 16 takes 32 products a round.
+    pub(super) const AMX_BF16_ROUND: usize = 4 * 16 * 16 * 32 * 2;
+
+    /// # Safety
+    /// The machine has AMX and the system has allowed its use.
+    pub(super) unsafe fn amx_bf16(rounds: usize) -> f32 {
+        // Pairs of 1.0 and of 2⁻²⁰ in bfloat16.
+        let (one, small) = (black_box([0x3f80_3f80u32; 256]), black_box([0x3580_3580u32; 256]));
+        let mut sums = [0.0f32; 4 * 256];
+        // SAFETY: the contract; factors are 1 KiB each, sums four times that; every jump stays inside.
+        unsafe {
+            amx::enter();
+            std::arch::asm!(
+                "tileloadd tmm4, [{a} + {line}*1]",
+                "tileloadd tmm5, [{a} + {line}*1]",
+                "tileloadd tmm6, [{b} + {line}*1]",
+                "tileloadd tmm7, [{b} + {line}*1]",
+                "tilezero tmm0",
+                "tilezero tmm1",
+                "tilezero tmm2",
+                "tilezero tmm3",
+                "test {rounds}, {rounds}",
+                "jz 3f",
+                "2:",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                "dec {rounds}",
+                "jnz 2b",
+                "3:",
+                "tilestored [{c} + {line}*1], tmm0",
+                "tilestored [{c} + {line}*1 + 1024], tmm1",
+                "tilestored [{c} + {line}*1 + 2048], tmm2",
+                "tilestored [{c} + {line}*1 + 3072], tmm3",
+                rounds = inout(reg) rounds => _,
+                a = in(reg) one.as_ptr(),
+                b = in(reg) small.as_ptr(),
+                c = in(reg) sums.as_mut_ptr(),
+                line = in(reg) 64usize,
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nostack),
+            );
+            amx::leave();
+        }
+        sums.iter().sum()
     }
 }
 

@@ -114,7 +114,9 @@ impl Sandbox {
     /// The program, about to run in this folder without colour, bars, or settings of the user.
     pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = assert_cmd::cargo::cargo_bin_cmd!("evenkeel");
-        for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("EVENKEEL_")) {
+        // All but the instruction set, so that a test run can be held to one.
+        let foreign = |name: &str| name.starts_with("EVENKEEL_") && name != "EVENKEEL_ISA";
+        for (name, _) in std::env::vars().filter(|(name, _)| foreign(name)) {
             command.env_remove(name);
         }
         command

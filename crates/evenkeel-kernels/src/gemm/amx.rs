@@ -32,7 +32,7 @@ static SHAPES: Shapes = Shapes {
 ///
 /// # Safety
 /// The machine has AMX and the system has allowed its use.
-pub(super) unsafe fn enter() {
+pub(crate) unsafe fn enter() {
     // SAFETY: reads 64 bytes of a static; the contract above.
     unsafe {
         asm!("ldtilecfg [{}]", in(reg) &SHAPES, options(nostack, readonly, preserves_flags),
@@ -45,7 +45,7 @@ pub(super) unsafe fn enter() {
 ///
 /// # Safety
 /// As [`enter`].
-pub(super) unsafe fn leave() {
+pub(crate) unsafe fn leave() {
     // SAFETY: the contract above.
     unsafe {
         asm!("tilerelease", options(nostack, nomem, preserves_flags),

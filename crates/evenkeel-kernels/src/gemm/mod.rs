@@ -10,10 +10,11 @@
 //! A result does not depend on the number of threads. It does depend on the instruction set, by the order of
 //! rounding: with k the inner dimension and u = 2⁻²⁴, |error| ≤ (k + 2) u Σ|a||b| in float32, and in bfloat16
 //! at most (2⁻⁷ + 2⁻¹⁶ + (k + 2) u) Σ|a||b| (each factor is rounded to nearest with relative error 2⁻⁸; the sum is
-//! float32; factors below 2⁻¹²⁶ may count as zero). NaN and infinity propagate.
+//! float32; factors below 2⁻¹²⁶ may count as zero). Where the product is added to c, |c| joins the sum. For k below
+//! 2²⁰, beyond which the bounds lose their meaning. NaN and infinity propagate.
 
 #[cfg(target_arch = "x86_64")]
-mod amx;
+pub(crate) mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -85,6 +86,16 @@ impl<'a> View<'a> {
         }
     }
 
+    /// Rows `first..first + count`.
+    ///
+    /// # Panics
+    /// If there are fewer.
+    pub fn take(self, first: usize, count: usize) -> Self {
+        assert!(first + count <= self.rows, "rows must lie inside the matrix");
+        let start = (first * self.row_stride).min(self.data.len());
+        Self { data: &self.data[start..], rows: count, ..self }
+    }
+
     /// Number of rows.
     pub fn rows(&self) -> usize {
         self.rows
@@ -117,6 +128,11 @@ impl Packed {
     /// Packs `b` on all threads.
     pub fn new(compute: Compute, b: View) -> Self {
         Self::build(compute, b, true)
+    }
+
+    /// Packs `b` on the calling thread, for callers that are already parallel.
+    pub fn new_serial(compute: Compute, b: View) -> Self {
+        Self::build(compute, b, false)
     }
 
     fn build(compute: Compute, b: View, parallel: bool) -> Self {
@@ -217,19 +233,21 @@ unsafe fn product(
     epilogue: impl Fn(usize, usize, &mut [f32]) + Sync,
 ) {
     let (m, n) = (a.rows, b.columns);
+    if m == 0 || n == 0 {
+        return;
+    }
     let cut = Cut::new(m, n, b.kernel, rayon::current_num_threads());
-    let across = n.div_ceil(cut.columns);
     // SAFETY: the caller's; a raw pointer, since the buffer may not hold numbers yet.
     let target = unsafe { Shared::from_raw(c, m * n) };
-    (0..m.div_ceil(cut.rows) * across).into_par_iter().for_each(|block| {
-        let (i, j) = (block / across * cut.rows, block % across * cut.columns);
-        let (rows, columns) = (i..m.min(i + cut.rows), j..n.min(j + cut.columns));
+    (0..cut.blocks()).into_par_iter().for_each(|block| {
+        let (rows, columns) = (cut.rows(block), cut.columns(block));
         // SAFETY: these columns of these rows are nobody else's.
-        unsafe { multiply_block(a, i, rows.len(), b, columns.clone(), target.at(i * n), n, write) };
+        unsafe { multiply_block(a, rows.clone(), b, columns.clone(), target.at(rows.start * n), n, write) };
         for row in rows {
+            let at = row * n + columns.start;
             // SAFETY: as above, and written by now.
-            let piece = unsafe { std::slice::from_raw_parts_mut(target.at(row * n + j), columns.len()) };
-            epilogue(row, j, piece);
+            let piece = unsafe { std::slice::from_raw_parts_mut(target.at(at), columns.len()) };
+            epilogue(row, columns.start, piece);
         }
     });
 }
@@ -239,20 +257,46 @@ unsafe fn product(
 /// # Panics
 /// If the inner dimensions differ or `c` is too short.
 pub fn gemm_serial(compute: Compute, a: View, b: View, c: &mut [f32], c_stride: usize, write: Write) {
-    let (m, n) = (a.rows, b.columns);
-    if m == 0 || n == 0 {
-        return;
+    assert_eq!(a.columns, b.rows, "inner dimensions must agree");
+    if a.rows > 0 && b.columns > 0 {
+        gemm_serial_packed(a, &Packed::new_serial(compute, b), b.columns, c, c_stride, write);
     }
-    assert!(c_stride >= n && window(m, n, c_stride) <= c.len(), "output must hold every row");
+}
+
+/// As [`gemm_serial`] with the upper left part of a right-hand side that was packed before: as many of its rows as `a`
+/// has columns, and its first `columns` columns. Rows of that part's group past its end count as multiplied by zero.
+///
+/// # Panics
+/// If the part is larger than `b` or `c` is too short.
+pub fn gemm_serial_packed(a: View, b: &Packed, columns: usize, c: &mut [f32], c_stride: usize, write: Write) {
+    let inside = c_stride >= columns && window(a.rows, columns, c_stride) <= c.len();
+    assert!(inside || a.rows == 0 || columns == 0, "output must hold every row");
     // SAFETY: bounds checked above; `c` is exclusively borrowed.
-    unsafe { serial(compute, a, b, c.as_mut_ptr(), c_stride, write) };
+    unsafe { serial(a, b, columns, c.as_mut_ptr(), c_stride, write) };
+}
+
+/// As [`gemm_serial_packed`], writing at `offset` of a buffer that other threads write elsewhere.
+///
+/// # Safety
+/// No other thread may touch the `a.rows` × `columns` window at `offset` with rows `c_stride` apart, and the
+/// window must lie inside the buffer.
+pub unsafe fn gemm_shared_packed(
+    a: View,
+    b: &Packed,
+    columns: usize,
+    c: &Shared<'_, f32>,
+    offset: usize,
+    c_stride: usize,
+    write: Write,
+) {
+    // SAFETY: the caller promises an in-bounds window of its own.
+    unsafe { serial(a, b, columns, c.at(offset), c_stride, write) };
 }
 
 /// As [`gemm_serial`], writing at `offset` of a buffer that other threads write elsewhere.
 ///
 /// # Safety
-/// No other thread may touch the `a.rows` × `b.columns` window at `offset` with rows `c_stride` apart, and the
-/// window must lie inside the buffer.
+/// As [`gemm_shared_packed`], with all columns of `b`.
 pub unsafe fn gemm_shared(
     compute: Compute,
     a: View,
@@ -262,50 +306,48 @@ pub unsafe fn gemm_shared(
     c_stride: usize,
     write: Write,
 ) {
-    if a.rows == 0 || b.columns == 0 {
-        return;
+    assert_eq!(a.columns, b.rows, "inner dimensions must agree");
+    if a.rows > 0 && b.columns > 0 {
+        let packed = Packed::new_serial(compute, b);
+        // SAFETY: the caller's promise.
+        unsafe { gemm_shared_packed(a, &packed, b.columns, c, offset, c_stride, write) };
     }
-    // SAFETY: the caller promises an in-bounds window of its own.
-    unsafe { serial(compute, a, b, c.at(offset), c_stride, write) };
 }
 
 /// # Safety
-/// `c` is valid for, and nobody else touches, a.rows rows of b.columns that start `c_stride` apart.
-unsafe fn serial(compute: Compute, a: View, b: View, c: *mut f32, c_stride: usize, write: Write) {
-    assert_eq!(a.columns, b.rows, "inner dimensions must agree");
-    let packed = Packed::build(compute, b, false);
-    let cut = Cut::new(a.rows, b.columns, packed.kernel, 1);
-    for first in (0..a.rows).step_by(cut.rows) {
-        let count = cut.rows.min(a.rows - first);
-        for column in (0..b.columns).step_by(cut.columns) {
-            let columns = column..b.columns.min(column + cut.columns);
-            // SAFETY: rows first..first + count of the caller's window.
-            unsafe {
-                let c = c.add(first * c_stride);
-                multiply_block(a, first, count, &packed, columns, c, c_stride, write);
-            }
+/// `c` is valid for, and nobody else touches, a.rows rows of `columns` that start `c_stride` apart.
+unsafe fn serial(a: View, b: &Packed, columns: usize, c: *mut f32, c_stride: usize, write: Write) {
+    assert!(a.columns <= b.inner && columns <= b.columns, "inner dimensions must agree");
+    if a.rows == 0 || columns == 0 {
+        return;
+    }
+    let cut = Cut::new(a.rows, columns, b.kernel, 1);
+    for block in 0..cut.blocks() {
+        let rows = cut.rows(block);
+        // SAFETY: rows of the caller's window.
+        unsafe {
+            let c = c.add(rows.start * c_stride);
+            multiply_block(a, rows, b, cut.columns(block), c, c_stride, write);
         }
     }
 }
 
-/// Rows `first..first + count` of `a` times the given columns of `b`, on this thread. `c` points to column 0 of the
+/// These rows of `a` times the given columns of the first a.columns rows of `b`, on this thread. `c` points to column 0 of the
 /// first row.
 ///
 /// # Safety
-/// `c` is valid for, and nobody else touches, these columns of `count` rows that start `c_stride` apart.
-#[allow(clippy::too_many_arguments)]
+/// `c` is valid for, and nobody else touches, these columns of as many rows that start `c_stride` apart.
 unsafe fn multiply_block(
     a: View,
-    first: usize,
-    count: usize,
+    rows: Range<usize>,
     b: &Packed,
     columns: Range<usize>,
     c: *mut f32,
     c_stride: usize,
     write: Write,
 ) {
-    let kernel = b.kernel;
-    let (groups, pitch) = (kernel.groups(b.inner), kernel.panel(b.inner));
+    let (kernel, first, count) = (b.kernel, rows.start, rows.len());
+    let (groups, pitch) = (kernel.groups(a.columns), kernel.panel(b.inner));
     let tiles = count.div_ceil(kernel.rows);
     // Equal stretches: a short last one would be all beginning and end.
     let stretch = groups.div_ceil(groups.div_ceil(DEPTH).max(1)).next_multiple_of(16).max(16);
@@ -375,20 +417,48 @@ fn window(rows: usize, columns: usize, row_stride: usize) -> usize {
     (rows - 1).checked_mul(row_stride).and_then(|n| n.checked_add(columns)).unwrap_or(usize::MAX)
 }
 
-/// The size of the blocks that the output is cut into. An element's sum runs in the same order whatever block it is in.
+/// How the output is cut into blocks. An element's sum runs in the same order whatever block it is in.
 struct Cut {
-    rows: usize,
-    columns: usize,
+    shape: [usize; 2],
+    tile: [usize; 2],
+    /// Blocks below and beside each other.
+    blocks: [usize; 2],
 }
 
 impl Cut {
-    /// Blocks of 192 rows, so that a panel is worth fetching into L1, and of at most 512 columns, so that block and
-    /// packed rows stay in L2; where the shape allows, at least four for each thread.
+    /// Blocks of at most 192 rows, enough for a panel to be worth fetching into L1, and of at most 512 columns, so that
+    /// block and packed rows stay in L2; where the shape allows, at least four for each thread. All but equal, since
+    /// the largest decides when the last thread is done. Neither `rows` nor `columns` is 0.
     fn new(rows: usize, columns: usize, kernel: Kernel, threads: usize) -> Self {
-        let block = 192usize.next_multiple_of(kernel.rows);
-        let pieces = (4 * threads).div_ceil(rows.div_ceil(block).max(1));
-        let wide = columns.div_ceil(pieces).clamp(192, 512).next_multiple_of(kernel.columns);
-        Self { rows: block, columns: wide }
+        let below = rows.div_ceil(192);
+        let below = if below < threads { below } else { below.next_multiple_of(threads) };
+        let wide = columns.div_ceil((4 * threads).div_ceil(below)).clamp(192, 512);
+        let tile = [kernel.rows, kernel.columns];
+        let most = [rows.div_ceil(tile[0]), columns.div_ceil(tile[1])];
+        Self {
+            shape: [rows, columns],
+            tile,
+            blocks: [below.min(most[0]), columns.div_ceil(wide).min(most[1])],
+        }
+    }
+
+    fn blocks(&self) -> usize {
+        self.blocks[0] * self.blocks[1]
+    }
+
+    fn rows(&self, block: usize) -> Range<usize> {
+        self.part(0, block / self.blocks[1])
+    }
+
+    fn columns(&self, block: usize) -> Range<usize> {
+        self.part(1, block % self.blocks[1])
+    }
+
+    /// Part `i` of an axis, in whole tiles but for the last.
+    fn part(&self, axis: usize, i: usize) -> Range<usize> {
+        let (size, tile, parts) = (self.shape[axis], self.tile[axis], self.blocks[axis]);
+        let tiles = size.div_ceil(tile);
+        i * tiles / parts * tile..size.min((i + 1) * tiles / parts * tile)
     }
 }
 
@@ -396,6 +466,30 @@ impl Cut {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn blocks_cover_everything_once_and_are_all_but_equal() {
+        let kernel = Kernel::select(Compute::F32, isa::active());
+        for (m, n) in [(1, 1), (5, 700), (384, 384), (4096, 384), (4096, 8192), (193, 513), (191, 2)] {
+            for threads in [1, 2, 3, 16, 200] {
+                let cut = Cut::new(m, n, kernel, threads);
+                let mut seen = vec![0u8; m * n];
+                let mut sizes = Vec::new();
+                for block in 0..cut.blocks() {
+                    let (rows, columns) = (cut.rows(block), cut.columns(block));
+                    sizes.push(rows.len().div_ceil(kernel.rows));
+                    assert!(
+                        !rows.is_empty() && rows.len() <= 192 && !columns.is_empty() && columns.len() <= 528
+                    );
+                    for row in rows {
+                        seen[row * n..][columns.clone()].iter_mut().for_each(|s| *s += 1);
+                    }
+                }
+                assert!(seen.iter().all(|&s| s == 1), "{m} {n} {threads}");
+                assert!(sizes.iter().max().unwrap() - sizes.iter().min().unwrap() <= 1);
+            }
+        }
+    }
 
     fn fill(n: usize, seed: u32) -> Vec<f32> {
         let mut s = seed.wrapping_mul(2_654_435_761).wrapping_add(12345);

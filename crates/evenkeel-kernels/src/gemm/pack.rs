@@ -122,7 +122,8 @@ fn move_tile(
     ahead: usize,
     out: &mut [u32],
 ) {
-    let (per, stride) = (element.per_group(), x.row_stride.max(x.column_stride));
+    let per = element.per_group();
+    let stride = if x.column_stride == 1 { x.row_stride } else { x.column_stride };
     let start = tile.free * x.row_stride + tile.group * per * x.column_stride;
     let source = x.data.as_ptr().wrapping_add(start);
     for i in 0..16 {

@@ -11,7 +11,8 @@ mod guarded;
 
 use common::{Bits, fill, tokens};
 use evenkeel_kernels::gemm::{
-    Compute, Packed, View, Write, gemm, gemm_packed, gemm_serial, gemm_shared, gemm_then,
+    Compute, Packed, View, Write, gemm, gemm_new, gemm_packed, gemm_serial, gemm_serial_packed, gemm_shared,
+    gemm_then,
 };
 use evenkeel_kernels::threads::Shared;
 use evenkeel_kernels::{
@@ -47,14 +48,19 @@ fn matrix_products() {
                     let (a, b) = (arena.read(&a), arena.read(&b));
                     let a = if ta { View::new(a, k, m).t() } else { View::new(a, m, k) };
                     let b = if tb { View::new(b, n, k).t() } else { View::new(b, k, n) };
-                    let [plain, then, packed, serial] = [(); 4].map(|()| arena.write(&c));
+                    let [plain, then, packed, serial, part] = [(); 5].map(|()| arena.write(&c));
+                    let fresh =
+                        gemm_new(compute, a, b, |_, _, piece| piece.iter_mut().for_each(|v| *v += 1.0));
                     gemm(compute, a, b, plain, write);
                     gemm_then(compute, a, b, then, write, |_, _, piece| {
                         piece.iter_mut().for_each(|v| *v += 1.0)
                     });
                     gemm_packed(a, &Packed::new(compute, b), packed, write, |_, _, _| {});
                     gemm_serial(compute, a, b, serial, n, write);
-                    Bits::default().and(plain).and(then).and(packed).and(serial)
+                    let columns = n.div_ceil(2);
+                    let whole = Packed::new_serial(compute, b);
+                    gemm_serial_packed(a, &whole, columns, part, n, write);
+                    Bits::default().and(plain).and(then).and(packed).and(serial).and(part).and(&fresh)
                 });
             }
         }

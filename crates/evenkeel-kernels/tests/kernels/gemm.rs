@@ -4,7 +4,8 @@ use crate::common::{Bits, fill};
 use crate::reference::{Expected, U, product_bound};
 use crate::{refuses, same_on_any_threads};
 use evenkeel_kernels::gemm::{
-    Compute, Packed, View, Write, gemm, gemm_new, gemm_packed, gemm_serial, gemm_shared, gemm_then,
+    Compute, Packed, View, Write, gemm, gemm_new, gemm_packed, gemm_serial, gemm_serial_packed, gemm_shared,
+    gemm_then,
 };
 use evenkeel_kernels::threads::Shared;
 use rayon::prelude::*;
@@ -328,6 +329,32 @@ fn a_packed_factor_serves_many_products() {
             product.check("gemm_packed", compute, Write::Add, &c);
             gemm_packed(a, &packed, &mut c, Write::Replace, |_, _, _| {});
             product.check("gemm_packed", compute, Write::Replace, &c);
+        }
+    }
+}
+
+#[test]
+fn a_part_of_a_packed_factor_is_a_factor() {
+    let (m, k, n) = (37, 301, 83);
+    let whole = Product::new(m, k, n);
+    for compute in COMPUTES {
+        for across in [false, true] {
+            let turned: Vec<f32> = (0..n * k).map(|i| whole.b[i % k * n + i / k]).collect();
+            let b = if across { View::new(&turned, n, k).t() } else { View::new(&whole.b, k, n) };
+            let packed = Packed::new_serial(compute, b);
+            for (inner, columns) in [(301, 83), (300, 83), (256, 1), (17, 16), (1, 40), (0, 5), (64, 64)] {
+                let a = View::strided(&whole.a, m, inner, k);
+                let part = View::strided(&whole.b, inner, columns, n);
+                let (mut want, mut got) = (vec![0.5; m * columns], vec![0.5; m * (columns + 3)]);
+                for write in [Write::Replace, Write::Add] {
+                    gemm_serial(compute, a, part, &mut want, columns, write);
+                    gemm_serial_packed(a, &packed, columns, &mut got, columns + 3, write);
+                    for (want, got) in want.chunks_exact(columns).zip(got.chunks_exact(columns + 3)) {
+                        assert!(want.iter().zip(got).all(|(x, y)| x == y), "{compute:?} {inner} {columns}");
+                        assert!(got[columns..].iter().all(|&v| v == 0.5), "wrote past a row");
+                    }
+                }
+            }
         }
     }
 }

@@ -320,8 +320,8 @@ impl Transformer {
             _ => ops::attention(tape, &q_btd, &k_btd, &v_btd, qk_norm, spec)?,
         };
         let context_btd = visit(tap, site(Place::AttnContext), context_btd)?;
-        let out_btd = visit(tap, site(Place::AttnOut), attn.out.forward(tape, &context_btd, None)?)?;
-        let x_btd = join(tape, tap, site(Place::AttnBranch), x_btd, out_btd, &attn.beta)?;
+        let sites = [site(Place::AttnOut), site(Place::AttnBranch)];
+        let x_btd = join(tape, tap, sites, x_btd, &context_btd, &attn.out, &attn.beta)?;
         let x_btd = if pre { x_btd } else { normed(tape, &attn.norm, x_btd)? };
         Ok(visit(tap, site(Place::ResidMid), x_btd)?)
     }
@@ -343,8 +343,8 @@ impl Transformer {
         let h_btd = visit(tap, site(Place::MlpIn), h_btd)?;
         let hidden_btf = mlp.up.forward(tape, &h_btd, Some(self.config.activation))?;
         let hidden_btf = visit(tap, site(Place::MlpHidden), hidden_btf)?;
-        let out_btd = visit(tap, site(Place::MlpOut), mlp.down.forward(tape, &hidden_btf, None)?)?;
-        let x_btd = join(tape, tap, site(Place::MlpBranch), x_btd, out_btd, &mlp.beta)?;
+        let sites = [site(Place::MlpOut), site(Place::MlpBranch)];
+        let x_btd = join(tape, tap, sites, x_btd, &hidden_btf, &mlp.down, &mlp.beta)?;
         let x_btd = if pre { x_btd } else { normed(tape, &mlp.norm, x_btd)? };
         Ok(visit(tap, site(Place::Resid), x_btd)?)
     }
@@ -392,9 +392,12 @@ impl Transformer {
 
 impl Linear {
     fn forward(&self, tape: &Tape, x: &Value, act: Option<ops::Activation>) -> CandleResult<Value> {
-        let weight = param(tape, &self.weight);
-        let bias = self.bias.as_ref().map(|b| param(tape, b));
+        let (weight, bias) = self.values(tape);
         ops::linear(tape, x, &weight, bias.as_ref(), act)
+    }
+
+    fn values(&self, tape: &Tape) -> (Value, Option<Value>) {
+        (param(tape, &self.weight), self.bias.as_ref().map(|b| param(tape, b)))
     }
 }
 
@@ -412,21 +415,28 @@ impl Gain {
     }
 }
 
-/// x + β · branch, through the `branch` site if it is wanted.
+/// x + β · branch with branch = layer(inner), through the sites of the branch before and after β if they are wanted.
 fn join(
     tape: &Tape,
     tap: &mut dyn Tap,
-    site: Site,
+    [out_site, branch_site]: [Site; 2],
     x: Value,
-    branch: Value,
+    inner: &Value,
+    layer: &Linear,
     beta: &Gain,
 ) -> CandleResult<Value> {
+    if let (Gain::Fixed(beta), false, false) = (beta, tap.wants(out_site), tap.wants(branch_site)) {
+        let beta = beta.to_vec1::<f32>()?[0];
+        let (weight, bias) = layer.values(tape);
+        return ops::linear_onto(tape, &x, inner, &weight, bias.as_ref(), beta);
+    }
+    let branch = visit(tap, out_site, layer.forward(tape, inner, None)?)?;
     let gain = beta.value(tape, &x)?;
-    if !tap.wants(site) {
+    if !tap.wants(branch_site) {
         return ops::residual(tape, &x, &branch, &gain);
     }
     let branch = if beta.is_one() { branch } else { ops::scale(tape, &branch, &gain)? };
-    let branch = visit(tap, site, branch)?;
+    let branch = visit(tap, branch_site, branch)?;
     let one = Tensor::ones(1, x.tensor().dtype(), x.tensor().device())?;
     ops::residual(tape, &x, &branch, &Value::constant(one))
 }

@@ -1,14 +1,15 @@
-//! `y = act(x Wᵀ + b)`: x (..., in), W (out, in), b (out), y (..., out).
+//! `y = act(x Wᵀ + b)`: x (..., in), W (out, in), b (out), y (..., out); and `y = stream + β (x Wᵀ + b)`.
 //!
-//! Backward, with dz = dy · act'(z): dx = dz W, dW += dzᵀ x, db += Σ dz.
+//! Backward, with dz = dy · act'(z) or dz = β dy: dx = dz W, dW += dzᵀ x, db += Σ dz, dstream = dy.
 
 use super::all_fast;
 use crate::slices::{slice, tensor, with_slice_mut};
-use crate::tape::{Tape, Value};
-use candle_core::{Result, Tensor};
+use crate::tape::{Sink, Tape, Value};
+use candle_core::{Result, Tensor, bail};
 use evenkeel_kernels::activation;
-use evenkeel_kernels::gemm::{View, Write, gemm, gemm_new};
+use evenkeel_kernels::gemm::{Compute, View, Write, gemm, gemm_new};
 use evenkeel_kernels::threads::{PIECE, for_row_pieces, map_row_pieces};
+use evenkeel_kernels::xent::scale_in_place;
 use serde::{Deserialize, Serialize};
 
 /// The nonlinearity between the two matrices of an MLP.
@@ -95,54 +96,127 @@ pub fn linear(
         Some(_) => Some(y.clone()),
         None => None,
     };
-    let (x, weight, bias) = (x.clone(), weight.clone(), bias.cloned());
-    let inputs: Vec<&Value> = [&x, &weight].into_iter().chain(&bias).collect();
-    Ok(tape.push("linear", y, &inputs, {
-        let (x, weight, bias) = (x.clone(), weight.clone(), bias.clone());
-        move |dy, sink| {
-            if let (Some(act), Some(saved)) = (act, &saved) {
-                let saved = slice(saved)?;
-                with_slice_mut(&dy, |dy| {
-                    for_row_pieces(dy, d_out, PIECE, |first, rows| {
-                        let saved = &saved[first * d_out..][..rows.len()];
-                        activation::backward(act.kernel(), saved, rows);
-                    });
-                    Ok(())
-                })?;
+    let layer = Layer { x: x.clone(), weight: weight.clone(), bias: bias.cloned(), compute };
+    Ok(tape.push("linear", y, &inputs, move |dy, sink| {
+        if let (Some(act), Some(saved)) = (act, &saved) {
+            let saved = slice(saved)?;
+            with_slice_mut(&dy, |dy| {
+                for_row_pieces(dy, d_out, PIECE, |first, rows| {
+                    let saved = &saved[first * d_out..][..rows.len()];
+                    activation::backward(act.kernel(), saved, rows);
+                });
+                Ok(())
+            })?;
+        }
+        layer.backward(&dy, sink)
+    }))
+}
+
+/// `stream + β (x Wᵀ + b)` with a fixed β: the end of a branch whose output nobody else wants, which is never held.
+/// A learned β needs it for its gradient Σ dy · (x Wᵀ + b), so there [`super::residual`] follows a [`linear`].
+///
+/// # Errors
+/// If shapes disagree.
+pub fn linear_onto(
+    tape: &Tape,
+    stream: &Value,
+    x: &Value,
+    weight: &Value,
+    bias: Option<&Value>,
+    beta: f32,
+) -> Result<Value> {
+    let _span = tape.span("linear");
+    let mut inputs = vec![stream, x, weight];
+    inputs.extend(bias);
+    if !all_fast(&inputs) {
+        return tape.compose(&inputs, |t| &t[0] + composed(&t[1], &t[2], t.get(3), None)? * f64::from(beta));
+    }
+    let (rows, d_in) = flat(x.tensor())?;
+    let d_out = weight.tensor().dim(0)?;
+    if stream.tensor().elem_count() != rows * d_out {
+        bail!(
+            "a branch of {rows} rows of {d_out} cannot join a stream of shape {:?}",
+            stream.tensor().shape()
+        );
+    }
+    let compute = tape.compute();
+    let y = {
+        let (base, x, w) = (slice(stream.tensor())?, slice(x.tensor())?, slice(weight.tensor())?);
+        let b = bias.map(|b| slice(b.tensor())).transpose()?;
+        let (x, w) = (View::new(&x, rows, d_in), View::new(&w, d_out, d_in));
+        gemm_new(compute, x, w.t(), |row, first, piece| {
+            if let Some(b) = &b {
+                for (y, b) in piece.iter_mut().zip(&b[first..]) {
+                    *y += b;
+                }
             }
-            let dz = slice(&dy)?;
-            if let Some(bias) = &bias {
-                sink.write(bias, |buffer, accumulate| {
-                    column_sums(&dz, d_out, buffer, accumulate);
-                    Ok(())
-                })?;
+            for (y, base) in piece.iter_mut().zip(&base[row * d_out + first..]) {
+                *y = base + beta * *y;
             }
-            let dz = View::new(&dz, rows, d_out);
+        })
+    };
+    let y = tensor(y, stream.tensor().shape())?;
+    let layer = Layer { x: x.clone(), weight: weight.clone(), bias: bias.cloned(), compute };
+    let stream = stream.clone();
+    Ok(tape.push("linear", y, &inputs, move |dy, sink| {
+        if beta == 1.0 {
+            layer.backward(&dy, sink)?;
+        } else {
+            let mut dz = slice(&dy)?.to_vec();
+            scale_in_place(&mut dz, beta);
+            layer.backward(&tensor(dz, dy.shape())?, sink)?;
+        }
+        sink.add(&stream, dy)
+    }))
+}
+
+/// A layer as its backward needs it.
+struct Layer {
+    x: Value,
+    weight: Value,
+    bias: Option<Value>,
+    compute: Compute,
+}
+
+impl Layer {
+    /// From the gradient of x Wᵀ + b to those of x, W and b.
+    fn backward(self, dz: &Tensor, sink: &mut Sink) -> Result<()> {
+        let Self { x, weight, bias, compute } = self;
+        let (rows, d_in) = flat(x.tensor())?;
+        let d_out = weight.tensor().dim(0)?;
+        let dz = slice(dz)?;
+        if let Some(bias) = &bias {
+            sink.write(bias, |buffer, accumulate| {
+                column_sums(&dz, d_out, buffer, accumulate);
+                Ok(())
+            })?;
+        }
+        let dz = View::new(&dz, rows, d_out);
+        {
             let xs = slice(x.tensor())?;
             sink.write(&weight, |buffer, accumulate| {
                 let write = if accumulate { Write::Add } else { Write::Replace };
                 gemm(compute, dz.t(), View::new(&xs, rows, d_in), buffer, write);
                 Ok(())
             })?;
-            drop(xs);
-            if x.needs_gradient() {
-                let w = slice(weight.tensor())?;
-                let w = View::new(&w, d_out, d_in);
-                match sink.held(&x) {
-                    // Where several layers read x, the product is added as it is made.
-                    Some(held) => with_slice_mut(held, |held| {
-                        gemm(compute, dz, w, held, Write::Add);
-                        Ok(())
-                    })?,
-                    None => {
-                        let dx = gemm_new(compute, dz, w, |_, _, _| {});
-                        sink.add(&x, tensor(dx, x.tensor().shape())?)?;
-                    }
+        }
+        if x.needs_gradient() {
+            let w = slice(weight.tensor())?;
+            let w = View::new(&w, d_out, d_in);
+            match sink.held(&x) {
+                // Where several layers read x, the product is added as it is made.
+                Some(held) => with_slice_mut(held, |held| {
+                    gemm(compute, dz, w, held, Write::Add);
+                    Ok(())
+                })?,
+                None => {
+                    let dx = gemm_new(compute, dz, w, |_, _, _| {});
+                    sink.add(&x, tensor(dx, x.tensor().shape())?)?;
                 }
             }
-            Ok(())
         }
-    }))
+        Ok(())
+    }
 }
 
 fn composed(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, act: Option<Activation>) -> Result<Tensor> {

@@ -18,7 +18,7 @@ mod tests;
 pub use attention::{AttentionSpec, Inner, QkNormSpec, attention, attention_composed};
 pub use embedding::embedding;
 pub use head::{head_cross_entropy, head_logits};
-pub use linear::{Activation, linear};
+pub use linear::{Activation, linear, linear_onto};
 pub use norm::{NormSpec, norm};
 pub use residual::{residual, scale};
 

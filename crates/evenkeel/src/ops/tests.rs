@@ -69,6 +69,34 @@ fn linear_kernel_is_its_composition() {
 }
 
 #[test]
+fn a_branch_onto_the_stream_is_its_composition_and_bit_for_bit_its_parts() -> Result<()> {
+    for (rows, d_in, d_out) in [(1, 1, 1), (17, 33, 31), (230, 64, 48)] {
+        for (bias, beta) in [(false, 1.0f32), (true, 1.0), (true, 0.3)] {
+            let mut inputs =
+                vec![numbers(&[1, rows, d_out], 4), numbers(&[1, rows, d_in], 1), numbers(&[d_out, d_in], 2)];
+            if bias {
+                inputs.push(numbers(&[d_out], 3));
+            }
+            let fused = |tape: &Tape, v: &[Value]| linear_onto(tape, &v[0], &v[1], &v[2], v.get(3), beta);
+            let parts = |tape: &Tape, v: &[Value]| {
+                let gain = Value::constant(Tensor::new(&[beta], &Device::Cpu)?);
+                residual(tape, &v[0], &linear(tape, &v[1], &v[2], v.get(3), None)?, &gain)
+            };
+            check(&format!("linear onto {rows} {d_in} {d_out} {bias} {beta}"), &inputs, &fused);
+            let (one, two) = (run(&inputs, DType::F32, &fused)?, run(&inputs, DType::F32, &parts)?);
+            let bits = |t: &Tensor| -> Result<Vec<u32>> {
+                Ok(t.flatten_all()?.to_vec1::<f32>()?.into_iter().map(f32::to_bits).collect())
+            };
+            assert_eq!(bits(&one.0)?, bits(&two.0)?);
+            for (a, b) in one.1.iter().zip(&two.1) {
+                assert_eq!(bits(a)?, bits(b)?, "{rows} {bias} {beta}");
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn norm_kernel_is_its_composition() {
     for width in [1, 2, 3, 15, 16, 17, 70] {
         for centred in [true, false] {

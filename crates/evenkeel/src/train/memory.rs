@@ -3,7 +3,9 @@
 use crate::config::RunConfig;
 use crate::error::Result;
 use crate::model::Transformer;
-use crate::model::config::QkNorm;
+use crate::model::config::{ModelConfig, Norm};
+use crate::ops::Activation;
+use crate::tape::Recompute;
 use serde::Serialize;
 
 /// Bytes by part, float32, and what the run amounts to.
@@ -41,13 +43,16 @@ pub fn plan_memory(config: &RunConfig) -> Result<MemoryPlan> {
         n => n,
     };
     let tokens = (sequences * c.context) as u64;
-    // Kept per block and token: stream twice, norm outputs twice, q, k, v, context, attention and MLP outputs,
-    // and the hidden layer; then embedding, final norm, their gradient, and a chunk of logits.
-    let norms = if c.norm == crate::model::config::Norm::None { 0 } else { 2 };
-    let qk = if c.qk_norm == QkNorm::None { 0 } else { 2 };
-    let per_block = (8 + norms) * c.width + qk * c.heads + c.hidden();
-    let per_token = c.depth * per_block + 4 * c.width;
-    let logits = 256 * c.vocab as u64 + elements(&[c.vocab, c.width]);
+    let (inside_attention, inside_mlp) = kept_per_token(c);
+    let blocks = match config.train.recompute {
+        Recompute::None => c.depth * (2 * c.width + inside_attention + inside_mlp),
+        // What is computed again is kept while one block's backward runs.
+        Recompute::Mlp => c.depth * (2 * c.width + inside_attention) + inside_mlp,
+        Recompute::Block => c.depth * c.width + c.width + inside_attention + inside_mlp,
+    };
+    // Embedding, final norm, the loss's gradient and that of the stream; a chunk of logits and the head's gradient.
+    let per_token = blocks + 4 * c.width;
+    let logits = (512.min(tokens) + c.width as u64) * c.vocab as u64;
     Ok(MemoryPlan {
         parameters,
         weights_bytes: 4 * parameters,
@@ -57,6 +62,18 @@ pub fn plan_memory(config: &RunConfig) -> Result<MemoryPlan> {
         steps: config.train.steps,
         tokens: config.train.steps * (config.train.batch_sequences * c.context) as u64,
     })
+}
+
+/// Scalars kept for the backward per token inside an attention branch and an MLP branch, the stream not counted.
+fn kept_per_token(c: &ModelConfig) -> (usize, usize) {
+    let norm = if c.norm == Norm::None { 0 } else { c.width };
+    // A learned β needs what it multiplies for its gradient; with a fixed one the branch joins the stream at once.
+    let branch = if c.beta_trainable { c.width } else { 0 };
+    let alpha = if c.alpha == 1.0 && !c.alpha_trainable { 0 } else { c.width };
+    // ReLU's gradient is told from its output; the others need their input too.
+    let hidden = c.hidden() * if c.activation == Activation::Relu { 1 } else { 2 };
+    // q, k, v, their weighted sum, and log Σ exp of each head.
+    (norm + 4 * c.width + c.heads + branch, norm + alpha + hidden + branch)
 }
 
 /// Largest resident set of this process so far, in bytes, where the system tells (Linux).
