@@ -3,7 +3,6 @@
 //! Per group two loads of `b`, six broadcasts of `a` and twelve multiply-adds: with two multiply-adds and two loads a
 //! cycle the adds bound the loop, and twelve chains hide their latency of four cycles.
 
-use crate::isa::prefetch;
 use std::arch::x86_64::*;
 
 /// Rows of a tile.
@@ -22,9 +21,10 @@ pub(super) unsafe fn f32(
     c_stride: usize,
     add: bool,
 ) {
+    // Into L1: the sums are added to these lines as soon as the loop ends.
     for r in 0..ROWS {
-        prefetch(c.wrapping_add(r * c_stride));
-        prefetch(c.wrapping_add(r * c_stride + COLUMNS - 1));
+        _mm_prefetch::<_MM_HINT_T0>(c.wrapping_add(r * c_stride).cast());
+        _mm_prefetch::<_MM_HINT_T0>(c.wrapping_add(r * c_stride + COLUMNS - 1).cast());
     }
     let mut sums = [[_mm256_setzero_ps(); 2]; ROWS];
     let (mut a, mut b) = (a.cast::<f32>(), b.cast::<f32>());
