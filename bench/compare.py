@@ -34,7 +34,7 @@ def last_json(command, limit):
 
 
 def machine():
-    info = {"python": platform.python_version(), "system": platform.platform()}
+    info = {"python": platform.python_version(), "system": " ".join([platform.system(), platform.machine(), *platform.libc_ver()])}
     try:
         text = pathlib.Path("/proc/cpuinfo").read_text()
         info["cpu"] = re.search(r"model name\s*: (.*)", text)[1]
@@ -105,15 +105,17 @@ def main():
     lines = [
         f"{args.case}: {args.pairs} pairs, {args.threads} threads; PyTorch's best mode here: {best}",
         "",
-        "| ours | peer | times faster, median | each pair | memory, ours over theirs |",
-        "| --- | --- | --- | --- | --- |",
+        "| ours | peer | times faster, median | each pair | memory, ours over theirs | the same without PyTorch itself |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
     for ours in (side for side in sides if side.startswith("evenkeel")):
         for peer in peers:
             ratios = [row[peer]["seconds_median"] / row[ours]["seconds_median"] for row in rounds]
-            memory = median(ours, "peak_rss_bytes") / median(peer, "peak_rss_bytes")
+            theirs = median(peer, "peak_rss_bytes")
+            memory = median(ours, "peak_rss_bytes") / theirs
+            bare = median(ours, "peak_rss_bytes") / (theirs - median(peer, "import_rss_bytes"))
             each = " ".join(f"{ratio:.2f}" for ratio in ratios)
-            lines.append(f"| {ours} | {peer} | {statistics.median(ratios):.2f} | {each} | {memory:.2f} |")
+            lines.append(f"| {ours} | {peer} | {statistics.median(ratios):.2f} | {each} | {memory:.2f} | {bare:.2f} |")
     lines += [f"\n{side} was given up: {why}" for side, why in lost.items()]
     (out / f"step-{args.case}.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))

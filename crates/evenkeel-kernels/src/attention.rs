@@ -18,6 +18,8 @@ use rayon::prelude::*;
 
 /// Query rows per block.
 const QUERIES: usize = 64;
+// A block uses a beginning of the packed keys and values, which must end with a kernel's group of rows.
+const _: () = assert!(QUERIES.is_multiple_of(32));
 
 /// Sizes and switches of one attention call.
 #[derive(Clone, Copy, Debug)]

@@ -7,7 +7,7 @@
 //!
 //! Two rules hold everywhere:
 //!
-//! * **Work is cut by shape, never by thread count**, and partial sums are added in a fixed order, so
+//! * **Sums are cut by shape, never by thread count**, and partial sums are added in a fixed order, so
 //!   a result is the same bit for bit on one thread or on sixty-four.
 //! * **Vector code is portable code**: bodies are written with fixed lanes so that the compiler
 //!   vectorises them, and compiled once per instruction set. The order of additions is in the source, so

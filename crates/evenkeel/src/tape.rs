@@ -337,7 +337,8 @@ pub struct Sink<'a> {
 }
 
 impl Sink<'_> {
-    /// Adds `gradient`, whose storage must belong to nobody else, to that of `value`.
+    /// Adds `gradient`, whose storage must belong to nobody else, to that of `value`: what is added later is added to it
+    /// in place, under a lock that would wait forever for a reader of the same storage.
     ///
     /// # Errors
     /// If shapes differ.

@@ -91,7 +91,8 @@ impl<'a> View<'a> {
     /// # Panics
     /// If there are fewer.
     pub fn take(self, first: usize, count: usize) -> Self {
-        assert!(first + count <= self.rows, "rows must lie inside the matrix");
+        let inside = first <= self.rows && count <= self.rows - first;
+        assert!(inside, "rows must lie inside the matrix");
         let start = (first * self.row_stride).min(self.data.len());
         Self { data: &self.data[start..], rows: count, ..self }
     }
@@ -177,7 +178,7 @@ pub fn gemm_then(
     epilogue: impl Fn(usize, usize, &mut [f32]) + Sync,
 ) {
     assert_eq!(a.columns, b.rows, "inner dimensions must agree");
-    assert_eq!(c.len(), a.rows * b.columns, "output must be rows * columns long");
+    assert_eq!(c.len(), size(a.rows, b.columns), "output must be rows * columns long");
     if !c.is_empty() {
         gemm_packed(a, &Packed::new(compute, b), c, write, epilogue);
     }
@@ -194,7 +195,7 @@ pub fn gemm_new(
     epilogue: impl Fn(usize, usize, &mut [f32]) + Sync,
 ) -> Vec<f32> {
     assert_eq!(a.columns, b.rows, "inner dimensions must agree");
-    let size = a.rows * b.columns;
+    let size = size(a.rows, b.columns);
     let mut c = Vec::with_capacity(size);
     if size > 0 {
         let target = Shared::new(&mut c.spare_capacity_mut()[..size]);
@@ -218,7 +219,7 @@ pub fn gemm_packed(
     epilogue: impl Fn(usize, usize, &mut [f32]) + Sync,
 ) {
     assert_eq!(a.columns, b.inner, "inner dimensions must agree");
-    assert_eq!(c.len(), a.rows * b.columns, "output must be rows * columns long");
+    assert_eq!(c.len(), size(a.rows, b.columns), "output must be rows * columns long");
     // SAFETY: the buffer has that size and is exclusively borrowed.
     unsafe { product(a, b, c.as_mut_ptr(), write, epilogue) };
 }
@@ -264,7 +265,8 @@ pub fn gemm_serial(compute: Compute, a: View, b: View, c: &mut [f32], c_stride: 
 }
 
 /// As [`gemm_serial`] with the upper left part of a right-hand side that was packed before: as many of its rows as `a`
-/// has columns, and its first `columns` columns. Rows of that part's group past its end count as multiplied by zero.
+/// has columns, and its first `columns` columns. The next rows of `b`, 31 at most, may be multiplied by zero, so a NaN
+/// or infinity in them may show.
 ///
 /// # Panics
 /// If the part is larger than `b` or `c` is too short.
@@ -393,10 +395,12 @@ unsafe fn multiply_block(
                         kernel.columns,
                         false,
                     );
+                    // By pointer: the output may not hold numbers yet.
                     for r in 0..high {
-                        let target = std::slice::from_raw_parts_mut(target.add(r * c_stride), wide);
-                        for (t, e) in target.iter_mut().zip(&edge[r * kernel.columns..]) {
-                            *t = if add { *t + e } else { *e };
+                        let target = target.add(r * c_stride);
+                        for (j, e) in edge[r * kernel.columns..][..wide].iter().enumerate() {
+                            let target = target.add(j);
+                            target.write(if add { target.read() + e } else { *e });
                         }
                     }
                 }
@@ -407,6 +411,11 @@ unsafe fn multiply_block(
         // SAFETY: entered above, on this thread.
         unsafe { (session.leave)() };
     }
+}
+
+/// Elements of a matrix, which a view with a stride of 0 can make more than there is memory.
+fn size(rows: usize, columns: usize) -> usize {
+    rows.checked_mul(columns).expect("rows * columns must fit in memory")
 }
 
 /// Elements from the first to the last of a strided matrix; the largest number if that overflows.

@@ -280,7 +280,8 @@ fn copy(source: &[f32], stride: usize, places: &Places, out: &mut [u32]) {
 
 /// Line j of the result is element j of each of the sixteen lines of `source` that begin `stride` apart.
 fn transpose<W: Word>(source: &[W], stride: usize, places: &Places, out: &mut [u32]) {
-    assert!(15 * stride + 16 <= source.len(), "a tile must lie inside its source");
+    let last = stride.checked_mul(15).and_then(|start| start.checked_add(16));
+    assert!(last.is_some_and(|last| last <= source.len()), "a tile must lie inside its source");
     assert!(places.iter().all(|&place| place + 16 <= out.len()), "a tile must lie inside its target");
     #[cfg(target_arch = "x86_64")]
     {

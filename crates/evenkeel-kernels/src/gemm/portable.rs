@@ -33,10 +33,11 @@ pub(super) unsafe fn f32(
             }
         }
         for (r, sums) in sums.iter().enumerate() {
-            // SAFETY: as above.
-            let c = unsafe { &mut *c.add(r * c_stride + first).cast::<[f32; WIDTH]>() };
-            for (c, sum) in c.iter_mut().zip(sums) {
-                *c = if add { *c + sum } else { *sum };
+            // SAFETY: as above; read only where it holds numbers.
+            unsafe {
+                let c = c.add(r * c_stride + first).cast::<[f32; WIDTH]>();
+                let old = if add { c.read() } else { [0.0; WIDTH] };
+                c.write(std::array::from_fn(|i| if add { old[i] + sums[i] } else { sums[i] }));
             }
         }
     }

@@ -62,6 +62,7 @@ pub fn linear(
 
     let (rows, d_in) = flat(x.tensor())?;
     let d_out = weight.tensor().dim(0)?;
+    check_bias(bias, d_out)?;
     let compute = tape.compute();
     let keeps_input = act.is_some_and(|a| a.kernel().backward_needs_input());
     let keep = tape.is_recording() && keeps_input;
@@ -133,11 +134,11 @@ pub fn linear_onto(
     }
     let (rows, d_in) = flat(x.tensor())?;
     let d_out = weight.tensor().dim(0)?;
-    if stream.tensor().elem_count() != rows * d_out {
-        bail!(
-            "a branch of {rows} rows of {d_out} cannot join a stream of shape {:?}",
-            stream.tensor().shape()
-        );
+    check_bias(bias, d_out)?;
+    let leading = |t: &Tensor| t.dims()[..t.rank() - 1].to_vec();
+    if leading(stream.tensor()) != leading(x.tensor()) || stream.tensor().dims().last() != Some(&d_out) {
+        let (stream, x) = (stream.tensor().shape(), x.tensor().shape());
+        bail!("a branch from {x:?} with {d_out} channels cannot join a stream of shape {stream:?}");
     }
     let compute = tape.compute();
     let y = {
@@ -231,6 +232,15 @@ fn composed(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, act: Option<Acti
     let mut shape = x.dims().to_vec();
     *shape.last_mut().expect("flat() checked that x has a last axis") = weight.dim(0)?;
     y.reshape(shape)
+}
+
+fn check_bias(bias: Option<&Value>, d_out: usize) -> Result<()> {
+    match bias {
+        Some(bias) if bias.tensor().dims() != [d_out] => {
+            bail!("a bias of shape {:?} cannot be added to {d_out} channels", bias.tensor().shape())
+        }
+        _ => Ok(()),
+    }
 }
 
 /// (rows, columns) of a tensor seen as a matrix over its last axis.

@@ -127,9 +127,9 @@ impl StackedBars {
     }
 }
 
-/// Every other part is filled.
+/// Every other part is filled; where the six hues begin again, the other half.
 fn filled(part: usize) -> bool {
-    part.is_multiple_of(2)
+    (part + part / 6).is_multiple_of(2)
 }
 
 /// A part of a bar, a little short of the next one so that the two are seen apart.

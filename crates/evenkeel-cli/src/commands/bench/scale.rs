@@ -179,6 +179,7 @@ fn measure(args: &Args, size: &Size, config: &ModelConfig, settings: &Settings) 
     let mut plan = RunConfig::defaults("pre_ln", args.optimizer)?;
     plan.model = config.clone();
     plan.train.batch_sequences = size.sequences;
+    plan.train.recompute = args.recompute;
     let plan = plan_memory(&plan)?;
     let planned = plan.weights_bytes + plan.gradients_bytes + plan.optimizer_bytes + plan.activations_bytes;
     Ok(Point {
