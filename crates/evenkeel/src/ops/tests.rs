@@ -184,3 +184,15 @@ fn nan_goes_through_every_kernel() -> Result<()> {
     assert!(loss.tensor().to_scalar::<f32>()?.is_nan());
     Ok(())
 }
+
+#[test]
+fn shapes_that_do_not_fit_are_refused() {
+    let value = |shape: &[usize]| Value::constant(numbers(shape, 1).to_dtype(DType::F32).unwrap());
+    let tape = Tape::off();
+    let (x, w, long_bias) = (value(&[3, 4]), value(&[4, 4]), value(&[5]));
+    assert!(linear(&tape, &x, &w, Some(&long_bias), None).is_err());
+    assert!(linear_onto(&tape, &x, &x, &w, Some(&long_bias), 1.0).is_err());
+    // As many elements, in other rows.
+    assert!(linear_onto(&tape, &value(&[2, 6]), &x, &w, None, 1.0).is_err());
+    assert!(linear_onto(&tape, &x, &x, &w, None, 1.0).is_ok());
+}
