@@ -15,7 +15,7 @@ use super::neon;
 use super::portable;
 #[cfg(target_arch = "x86_64")]
 use super::{amx, avx2, avx512};
-use crate::isa::{self, Isa};
+use crate::isa::Isa;
 
 /// What a group of four bytes holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +26,7 @@ pub(super) enum Element {
     /// has 16 bits and is exact in float32, so sums round exactly where those of a bfloat16 unit may.
     Bf16AsF32,
     /// Two bfloat16, the even inner index in the low half.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     Bf16Pair,
 }
 
@@ -95,7 +96,7 @@ impl Kernel {
                 session: Some(Session { enter: amx::enter, leave: amx::leave }),
             },
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx512, Compute::Bf16) if isa::has_avx512_bf16() => {
+            (Isa::Avx512, Compute::Bf16) if crate::isa::has_avx512_bf16() => {
                 Self { element: Element::Bf16Pair, ..plain(12, 32, avx512::bf16) }
             }
             #[cfg(target_arch = "x86_64")]

@@ -9,7 +9,7 @@
 
 use super::View;
 use super::micro::{Element, Kernel};
-use crate::isa::{self, Isa, multiversion};
+use crate::isa::{self, multiversion};
 
 /// Tiles side by side that are read from a source together: 192 free indices, 12 KiB.
 const STRIPS: usize = 12;
@@ -285,6 +285,7 @@ fn transpose<W: Word>(source: &[W], stride: usize, places: &Places, out: &mut [u
     assert!(places.iter().all(|&place| place + 16 <= out.len()), "a tile must lie inside its target");
     #[cfg(target_arch = "x86_64")]
     {
+        use crate::isa::Isa;
         let (source, out) = (source.as_ptr().cast::<f32>(), out.as_mut_ptr().cast::<f32>());
         match isa::active() {
             // SAFETY: checked above; `active` is at most what this machine has; a word is four bytes.
