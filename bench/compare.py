@@ -34,7 +34,8 @@ def last_json(command, limit):
 
 
 def machine():
-    info = {"python": platform.python_version(), "system": " ".join([platform.system(), platform.machine(), *platform.libc_ver()])}
+    system = " ".join([platform.system(), platform.machine(), *platform.libc_ver()])
+    info = {"python": platform.python_version(), "system": system}
     try:
         text = pathlib.Path("/proc/cpuinfo").read_text()
         info["cpu"] = re.search(r"model name\s*: (.*)", text)[1]

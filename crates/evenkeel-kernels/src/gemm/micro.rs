@@ -47,8 +47,8 @@ pub(super) const MAX_TILE: usize = 32 * 32;
 ///
 /// # Safety
 /// `a` holds `groups` rounded up to 16 times `rows` groups, zero past the end; `b` holds `groups · columns`; both are
-/// 64-byte aligned; `c` is valid for `rows` rows of `columns` that start `c_stride` apart and hold numbers if `add`; the instruction set exists
-/// on this machine; `groups` is a multiple of the kernel's.
+/// 64-byte aligned; `c` is valid for `rows` rows of `columns` that start `c_stride` apart and hold numbers if `add`;
+/// the instruction set exists on this machine; `groups` is a multiple of the kernel's.
 pub(super) type Run =
     unsafe fn(groups: usize, a: *const u32, b: *const u32, c: *mut f32, c_stride: usize, add: bool);
 

@@ -1,7 +1,7 @@
 //! Matrix products `c = a b`, in float32 or with both factors rounded to bfloat16.
 //!
 //! The right-hand side is packed whole into panels of 16 or 32 columns ([`Packed`]; once, however many products use
-//! it). The output is cut into blocks. One thread walks a block in steps of `DEPTH` groups of the
+//! it). The output is cut into blocks. One thread walks a block in equal steps of at most `DEPTH` groups of the
 //! inner dimension: it packs that stretch of its rows of `a`, which stays in L2 together with the block itself,
 //! and for each panel, whose stretch (16 or 32 KiB) stays in L1, passes every tile of rows over it. The epilogue runs
 //! on the finished block while it is in cache. Which loop and layout there are for an instruction set stands in `micro`,

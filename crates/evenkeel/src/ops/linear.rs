@@ -72,11 +72,7 @@ pub fn linear(
         let b = b.as_deref();
         let (x, w) = (View::new(&x, rows, d_in), View::new(&w, d_out, d_in));
         gemm_new(compute, x, w.t(), |_, first, piece| {
-            if let Some(b) = b {
-                for (y, b) in piece.iter_mut().zip(&b[first..]) {
-                    *y += b;
-                }
-            }
+            add_bias(piece, b, first);
             if let (Some(act), false) = (act, keep) {
                 activation::forward(act.kernel(), piece);
             }
@@ -146,11 +142,7 @@ pub fn linear_onto(
         let b = bias.map(|b| slice(b.tensor())).transpose()?;
         let (x, w) = (View::new(&x, rows, d_in), View::new(&w, d_out, d_in));
         gemm_new(compute, x, w.t(), |row, first, piece| {
-            if let Some(b) = &b {
-                for (y, b) in piece.iter_mut().zip(&b[first..]) {
-                    *y += b;
-                }
-            }
+            add_bias(piece, b.as_deref(), first);
             for (y, base) in piece.iter_mut().zip(&base[row * d_out + first..]) {
                 *y = base + beta * *y;
             }
@@ -232,6 +224,15 @@ fn composed(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, act: Option<Acti
     let mut shape = x.dims().to_vec();
     *shape.last_mut().expect("flat() checked that x has a last axis") = weight.dim(0)?;
     y.reshape(shape)
+}
+
+/// Adds the bias of the channels from `first` on to a piece of a row.
+fn add_bias(piece: &mut [f32], bias: Option<&[f32]>, first: usize) {
+    if let Some(bias) = bias {
+        for (y, b) in piece.iter_mut().zip(&bias[first..]) {
+            *y += b;
+        }
+    }
 }
 
 fn check_bias(bias: Option<&Value>, d_out: usize) -> Result<()> {

@@ -27,6 +27,9 @@ const HUES: [[&str; 2]; 6] = [
     ["#4c5560", "#b6bec8"], // grey
 ];
 
+/// How many hues there are before they begin again.
+pub(super) const HUE_COUNT: usize = HUES.len();
+
 /// Stops of the ramp, first to last, for light and dark grounds.
 const RAMP: [[[u8; 3]; 3]; 2] =
     [[[30, 20, 105], [156, 30, 145], [230, 100, 50]], [[135, 110, 250], [238, 110, 160], [250, 225, 135]]];

@@ -5,7 +5,7 @@
 //! the bars.
 
 use super::chart::{EDGE, LINE, SIZE, sane};
-use super::palette::Colour;
+use super::palette::{Colour, HUE_COUNT};
 use super::scale::{Axis, Ends, Scale};
 use super::svg::{Anchor, Canvas, Target, ellipsize, px, text_width, wrap};
 
@@ -127,9 +127,9 @@ impl StackedBars {
     }
 }
 
-/// Every other part is filled; where the six hues begin again, the other half.
+/// Every other part is filled; where the hues begin again, the other half.
 fn filled(part: usize) -> bool {
-    (part + part / 6).is_multiple_of(2)
+    (part + part / HUE_COUNT).is_multiple_of(2)
 }
 
 /// A part of a bar, a little short of the next one so that the two are seen apart.
