@@ -71,7 +71,7 @@ fn inspect_reports_what_its_dump_says() {
         let names: BTreeSet<&str> = sites.iter().map(|s| s["site"].as_str().unwrap()).collect();
         assert_eq!(names, dump.keys().map(String::as_str).collect(), "{preset}");
         let stream =
-            ["embed", "blocks.0.attn.in", "blocks.0.resid_mid", "blocks.1.mlp.hidden", "blocks.1.resid"];
+            ["embed", "blocks.0.attn.in", "blocks.0.attn.context", "blocks.1.mlp.hidden", "blocks.1.resid"];
         assert!(stream.iter().chain(&["final_norm", "logits"]).all(|s| names.contains(s)), "{names:?}");
         let mut kurtosis_of_stream = Vec::new();
         for site in sites {

@@ -9,20 +9,26 @@ const GELU_SCALE: f32 = 0.797_884_6;
 const NORMAL_DENSITY: f32 = 0.398_942_3;
 
 /// A nonlinearity between the two matrices of the MLP.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Activation {
     /// max(0, x)
     Relu,
+    /// x above 0, slope · x below; the slope is at least 0
+    LeakyRelu(f32),
     /// x Φ(x), exact
     Gelu,
     /// x Φ(x) by the tanh approximation
     GeluTanh,
+    /// x σ(x)
+    Silu,
+    /// max(0, x)²
+    SquaredRelu,
 }
 
 impl Activation {
     /// Whether the backward can be computed from the output alone, so that the input need not be kept.
     pub fn backward_needs_input(self) -> bool {
-        self != Activation::Relu
+        !matches!(self, Activation::Relu | Activation::LeakyRelu(_))
     }
 }
 
@@ -30,18 +36,101 @@ impl Activation {
 pub fn forward(act: Activation, x: &mut [f32]) {
     match act {
         Activation::Relu => relu(x),
+        Activation::LeakyRelu(slope) => leaky_relu(x, slope),
         Activation::Gelu => gelu(x),
         Activation::GeluTanh => gelu_tanh(x),
+        Activation::Silu => silu(x),
+        Activation::SquaredRelu => squared_relu(x),
     }
 }
 
-/// dy ← dy · act'(x) in place. `saved` is the activation's output for ReLU, its input otherwise.
+/// dy ← dy · act'(x) in place. `saved` is the activation's output for ReLU and leaky ReLU, its input otherwise.
 pub fn backward(act: Activation, saved: &[f32], dy: &mut [f32]) {
     assert_eq!(saved.len(), dy.len());
     match act {
         Activation::Relu => relu_backward(saved, dy),
+        Activation::LeakyRelu(slope) => leaky_relu_backward(saved, dy, slope),
         Activation::Gelu => gelu_backward(saved, dy),
         Activation::GeluTanh => gelu_tanh_backward(saved, dy),
+        Activation::Silu => silu_backward(saved, dy),
+        Activation::SquaredRelu => squared_relu_backward(saved, dy),
+    }
+}
+
+/// y ← act(g) · u for the two halves of a gated MLP, on the calling thread.
+pub fn gated_forward(act: Activation, gate: &[f32], up: &[f32], y: &mut [f32]) {
+    assert!(gate.len() == y.len() && up.len() == y.len());
+    y.copy_from_slice(gate);
+    forward(act, y);
+    multiply(y, up);
+}
+
+/// The gradients of [`gated_forward`]: `d_gate` ← dy · u · act'(g) and `dy`, which becomes that of u, dy · act(g).
+pub fn gated_backward(act: Activation, gate: &[f32], up: &[f32], dy: &mut [f32], d_gate: &mut [f32]) {
+    assert!(gate.len() == dy.len() && up.len() == dy.len() && d_gate.len() == dy.len());
+    let mut value = gate.to_vec();
+    forward(act, &mut value);
+    d_gate.copy_from_slice(dy);
+    multiply(d_gate, up);
+    backward(act, if act.backward_needs_input() { gate } else { &value }, d_gate);
+    multiply(dy, &value);
+}
+
+multiversion! {
+    fn multiply(x: &mut [f32], factor: &[f32]) {
+        for (x, f) in x.iter_mut().zip(factor) {
+            *x *= f;
+        }
+    }
+}
+
+multiversion! {
+    fn leaky_relu(x: &mut [f32], slope: f32) {
+        for v in x {
+            *v = if *v < 0.0 { slope * *v } else { *v };
+        }
+    }
+}
+
+multiversion! {
+    fn leaky_relu_backward(y: &[f32], dy: &mut [f32], slope: f32) {
+        for (d, &y) in dy.iter_mut().zip(y) {
+            // Where the slope is 0 the output says no more than that the input was not positive.
+            *d = if y <= 0.0 { slope * *d } else { *d };
+        }
+    }
+}
+
+multiversion! {
+    fn silu(x: &mut [f32]) {
+        for v in x {
+            *v *= math::sigmoid(*v);
+        }
+    }
+}
+
+multiversion! {
+    fn silu_backward(x: &[f32], dy: &mut [f32]) {
+        for (d, &x) in dy.iter_mut().zip(x) {
+            let s = math::sigmoid(x);
+            *d *= s * (1.0 + x * (1.0 - s));
+        }
+    }
+}
+
+multiversion! {
+    fn squared_relu(x: &mut [f32]) {
+        for v in x {
+            *v = if *v < 0.0 { 0.0 } else { *v * *v };
+        }
+    }
+}
+
+multiversion! {
+    fn squared_relu_backward(x: &[f32], dy: &mut [f32]) {
+        for (d, &x) in dy.iter_mut().zip(x) {
+            *d *= if x < 0.0 { 0.0 } else { 2.0 * x };
+        }
     }
 }
 
@@ -104,7 +193,14 @@ mod tests {
 
     #[test]
     fn backward_is_the_derivative_of_forward() {
-        for act in [Activation::Relu, Activation::Gelu, Activation::GeluTanh] {
+        for act in [
+            Activation::Relu,
+            Activation::LeakyRelu(0.1),
+            Activation::Gelu,
+            Activation::GeluTanh,
+            Activation::Silu,
+            Activation::SquaredRelu,
+        ] {
             for i in -40..40 {
                 let x = i as f32 * 0.11 + 0.05;
                 let f = |v: f32| {

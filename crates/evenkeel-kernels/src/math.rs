@@ -49,6 +49,12 @@ pub fn tanh(x: f32) -> f32 {
     if x.is_nan() { x } else { y }
 }
 
+/// 1 / (1 + e^-x) through [`exp`]; relative error below 3e-7 down to where it vanishes.
+#[inline(always)]
+pub fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
+}
+
 /// erf x; absolute error below 2e-7. Near 0, where 1 - p(t) exp(-x²) cancels, the Taylor series; elsewhere Abramowitz
 /// and Stegun 7.1.26.
 #[inline(always)]

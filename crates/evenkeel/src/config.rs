@@ -184,7 +184,7 @@ impl RunConfig {
         let model = model::preset(preset).ok_or_else(|| ConfigError::UnknownName {
             kind: "preset",
             name: preset.to_string(),
-            known: model::PRESETS.iter().map(|p| p.0).collect::<Vec<_>>().join(", "),
+            known: model::presets().map(|p| p.0).collect::<Vec<_>>().join(", "),
         })?;
         Ok(Self {
             model,
@@ -485,7 +485,7 @@ mod tests {
 
     #[test]
     fn defaults_survive_a_round_trip() {
-        for (preset, _) in model::PRESETS {
+        for (preset, _) in model::presets() {
             for optimizer in [OptimizerName::Adamw, OptimizerName::Soap] {
                 let config = RunConfig::defaults(preset, optimizer).unwrap();
                 assert_eq!(load(&config.to_toml().unwrap()).unwrap(), config);
@@ -510,7 +510,9 @@ mod tests {
         let message = |text: &str| load(text).unwrap_err().to_string();
         assert!(message("[optim]\nlr_peek = 1").contains("`optim.lr_peak`"));
         assert!(message("[model]\ndepth = 'x'").contains("`model.depth` must be a whole number"));
-        assert!(message("[model]\npreset = 'opp'").contains("pre_ln, pre_rms, op, op_paper"));
+        assert!(
+            message("[model]\npreset = 'opp'").contains("pre_ln, pre_rms, pre_srms, post_ln, op, op_paper")
+        );
         assert!(message("[optim]\nprecondition_frequency = 3").contains("unknown key"));
         assert!(message("[train]\nsteps = 0").contains("train.steps"));
         assert!(message("[model]\nnorm = 'lyer'").contains("lyer"));

@@ -29,8 +29,10 @@ pub enum Place {
     AttnScores,
     /// Probabilities, (sequences, heads, tokens, tokens).
     AttnProbs,
-    /// Weighted values of all heads, merged, before the output projection.
+    /// Weighted values of all heads, merged, before any gate and the output projection.
     AttnContext,
+    /// The gate on them, between 0 and 1: (sequences, tokens, heads), or a value per channel.
+    AttnGate,
     /// Output projection.
     AttnOut,
     /// Output projection times β.
@@ -67,6 +69,7 @@ impl Place {
             Place::AttnScores => "attn.scores",
             Place::AttnProbs => "attn.probs",
             Place::AttnContext => "attn.context",
+            Place::AttnGate => "attn.gate",
             Place::AttnOut => "attn.out",
             Place::AttnBranch => "attn.branch",
             Place::ResidMid => "resid_mid",

@@ -50,6 +50,16 @@ pub struct Execution {
     pub recompute: Recompute,
 }
 
+/// What the dropout of one pass draws from. The whole batch of a step has one key, so that cutting it into micro-batches
+/// drops the same entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Noise {
+    /// A number from (seed, step).
+    pub key: u64,
+    /// Where the pass's first sequence stands in the step's batch.
+    pub first_sequence: usize,
+}
+
 /// A tensor and its place on the tape; without a place, a constant.
 #[derive(Clone, Debug)]
 pub struct Value {
@@ -142,6 +152,7 @@ struct Record {
 pub struct Tape {
     record: Option<RefCell<Record>>,
     execution: Execution,
+    noise: Option<Noise>,
     /// Where to account time, and as what pass the operations that are run now count.
     profile: Option<(Profile, Pass)>,
 }
@@ -154,17 +165,27 @@ impl Tape {
 
     /// A tape that records.
     pub fn recording_as(execution: Execution) -> Self {
-        Self { record: Some(RefCell::default()), execution, profile: None }
+        Self { record: Some(RefCell::default()), execution, noise: None, profile: None }
     }
 
     /// A tape that keeps nothing, in float32: evaluation and inspection.
     pub fn off() -> Self {
-        Self { record: None, execution: Execution::default(), profile: None }
+        Self { record: None, execution: Execution::default(), noise: None, profile: None }
     }
 
     /// A tape that keeps nothing and computes as this one does.
     pub fn twin_off(&self) -> Self {
-        Self { record: None, execution: self.execution, profile: self.profile.clone() }
+        Self { record: None, execution: self.execution, noise: self.noise, profile: self.profile.clone() }
+    }
+
+    /// The same tape, on which dropout is on and draws from `noise`; without it there is none.
+    pub fn with_noise(self, noise: Noise) -> Self {
+        Self { noise: Some(noise), ..self }
+    }
+
+    /// What dropout draws from, in training.
+    pub fn noise(&self) -> Option<Noise> {
+        self.noise
     }
 
     /// The same tape, which accounts the time of its operations in `profile`, forwards and backwards.
@@ -230,26 +251,30 @@ impl Tape {
         }
     }
 
-    /// One operation from `input` to `output`, which was computed without a record. The backward pass runs `again`,
+    /// One operation from `inputs` to `output`, which was computed without a record. The backward pass runs `again`,
     /// which must compute the same `output`, with a record of its own, and walks that.
     pub fn push_forgotten(
         &self,
         output: Tensor,
-        input: &Value,
-        again: impl FnOnce(&Tape, &Value) -> Result<Value> + 'static,
+        inputs: &[&Value],
+        again: impl FnOnce(&Tape, &[Value]) -> Result<Value> + 'static,
     ) -> Value {
         let execution = Execution { recompute: Recompute::None, ..self.execution };
-        let captured = input.clone();
+        let captured: Vec<Value> = inputs.iter().map(|&v| v.clone()).collect();
         let profile = self.profile.clone().map(|(profile, _)| (profile, Pass::Recompute));
-        self.push("recompute", output, &[input], move |dy, sink| {
-            let tape = Tape { profile, ..Tape::recording_as(execution) };
-            let local = tape.place(captured.tensor(), Slot::Activation);
+        let noise = self.noise;
+        self.push("recompute", output, inputs, move |dy, sink| {
+            let tape = Tape { profile, noise, ..Tape::recording_as(execution) };
+            let local: Vec<Value> =
+                captured.iter().map(|v| tape.place(v.tensor(), Slot::Activation)).collect();
             let output = again(&tape, &local)?;
             let mut inner = tape.walk(&output, dy, sink.gradients)?;
-            match local.slot.and_then(|slot| inner[slot].take()) {
-                Some(gradient) => sink.add(&captured, gradient),
-                None => Ok(()),
+            for (value, local) in captured.iter().zip(&local) {
+                if let Some(gradient) = local.slot.and_then(|slot| inner[slot].take()) {
+                    sink.add(value, gradient)?;
+                }
             }
+            Ok(())
         })
     }
 
@@ -446,10 +471,10 @@ mod tests {
         let tape = Tape::recording().profiled(&profile);
         let p = tape.parameter(0, &x);
         let kept = crate::ops::linear(&tape, &p, &p, None, None)?;
-        let forgotten = |tape: &Tape, x: &Value| crate::ops::linear(tape, x, x, None, None);
+        let forgotten = |tape: &Tape, x: &[Value]| crate::ops::linear(tape, &x[0], &x[0], None, None);
         let plain = Value::constant(kept.tensor().clone());
-        let output = forgotten(&tape.twin_off(), &plain)?.tensor().clone();
-        let y = tape.push_forgotten(output, &kept, forgotten);
+        let output = forgotten(&tape.twin_off(), &[plain])?.tensor().clone();
+        let y = tape.push_forgotten(output, &[&kept], forgotten);
         tape.backward(&y, 1.0, &mut gradients)?;
         let accounts: Vec<_> = profile.take().into_keys().collect();
         let want = [

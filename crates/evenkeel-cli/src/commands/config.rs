@@ -5,18 +5,18 @@ use crate::failure::{Exit, Failure};
 use crate::output;
 use crate::settings::Settings;
 use evenkeel::config::{Override, RunConfig};
-use evenkeel::model::PRESETS;
+use evenkeel::model::presets;
 use serde_json::json;
 
 pub(crate) fn run(args: Config, settings: &Settings) -> Result<Exit, Failure> {
     match args.command {
         ConfigCommand::List if settings.json => {
-            let presets: Vec<_> = PRESETS.iter().map(|(n, d)| json!({"name": n, "description": d})).collect();
+            let presets: Vec<_> = presets().map(|(n, d)| json!({"name": n, "description": d})).collect();
             output::json(&json!({"schema": 1, "presets": presets}));
         }
         ConfigCommand::List => {
-            for (name, description) in PRESETS {
-                output::line(&format!("{name:9} {description}"));
+            for (name, description) in presets() {
+                output::line(&format!("{name:15} {description}"));
             }
         }
         ConfigCommand::Show { preset } => {

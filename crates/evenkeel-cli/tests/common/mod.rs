@@ -15,7 +15,22 @@ use std::process::Output;
 use std::time::Duration;
 
 /// Every preset of this version.
-pub(crate) const PRESETS: [&str; 4] = ["pre_ln", "pre_rms", "op", "op_paper"];
+pub(crate) const PRESETS: [&str; 14] = [
+    "pre_ln",
+    "pre_rms",
+    "pre_srms",
+    "post_ln",
+    "op",
+    "op_paper",
+    "op_tanh",
+    "op_no_entropy",
+    "layerscale",
+    "gated_attention",
+    "clipped_softmax",
+    "parallel",
+    "skipless",
+    "osp",
+];
 
 /// A temporary folder that the program is run in; it goes away with this value.
 pub(crate) struct Sandbox {

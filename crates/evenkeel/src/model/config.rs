@@ -1,139 +1,20 @@
-//! What a transformer is, as data: every block of the paper is a setting of these keys.
+//! What a transformer is, as data: every block of the paper and its neighbours is a setting of these keys.
 //!
-//! The block is one formula. With branch f ∈ {attention, MLP}, norm N, gain β on the branch:
-//! `pre`: x ← x + β f(N(x)); `post`: x ← N(x + β f(x)). The Outlier Protected block is `pre` with N = none and
-//! β = 1/√depth (He et al., section 3).
+//! The block is one formula. With branch f ∈ {attention, MLP}, norm N, gain β on the branch and s on the stream:
+//! `pre`: x ← s x + β f(N(x)); `post`: x ← N(s x + β f(x)); `post_stream`: x ← N(x), then x ← s x + β f(x). The Outlier
+//! Protected block is `pre` with N = none and β = 1/√depth (He et al., section 3). docs/blocks.md has them all.
 
 use super::ModelError;
-use crate::ops::Activation;
+pub use super::choices::{
+    AttentionMatrix, Beta, BetaRule, Branches, Gate, Init, Nonlinearity, Norm, NormPosition, Positions,
+    Projection, QkNorm, QueryInit, SoftmaxChoice, ValueInit,
+};
+use crate::ops::Softmax;
 use serde::{Deserialize, Serialize};
-
-/// A normalisation over channels.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Norm {
-    /// LayerNorm with gain and bias.
-    Layer,
-    /// RMSNorm with gain.
-    Rms,
-    /// RMSNorm without parameters.
-    Srms,
-    /// No norm.
-    None,
-}
-
-/// Where a block's norm stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum NormPosition {
-    /// On the branch's input.
-    Pre,
-    /// On the sum of stream and branch.
-    Post,
-}
-
-/// Norm of queries and keys, per head.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum QkNorm {
-    /// None: scores are free to grow.
-    None,
-    /// RMSNorm with one gain vector shared by all heads, ε outside the root.
-    Rms,
-}
-
-/// How a token's position enters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Positions {
-    /// A learned vector per position, added to the token's.
-    Learned,
-    /// Nothing but the causal mask.
-    None,
-}
-
-/// A linear map of the block, as named by `biases`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Projection {
-    /// Queries.
-    Q,
-    /// Keys.
-    K,
-    /// Values.
-    V,
-    /// Attention output.
-    Out,
-    /// First MLP matrix.
-    Up,
-    /// Second MLP matrix.
-    Down,
-}
-
-/// The gain on both branches of every block.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(untagged, expecting = "expected a number or \"inv_sqrt_depth\"")]
-pub enum Beta {
-    /// A number.
-    Value(f64),
-    /// A rule.
-    Rule(BetaRule),
-}
-
-/// Rules for β.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum BetaRule {
-    /// 1/√depth.
-    InvSqrtDepth,
-}
-
-impl Beta {
-    /// The number, for a model of `depth` blocks.
-    pub fn resolve(self, depth: usize) -> f64 {
-        match self {
-            Beta::Value(value) => value,
-            Beta::Rule(BetaRule::InvSqrtDepth) => 1.0 / (depth as f64).sqrt(),
-        }
-    }
-}
-
-/// Distribution of weight matrices at the start.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub enum Init {
-    /// N(0, 1/fan_in); embeddings N(0, 1/width).
-    FanIn,
-    /// N(0, std²) everywhere.
-    Normal(f64),
-}
-
-impl TryFrom<String> for Init {
-    type Error = String;
-    fn try_from(text: String) -> Result<Self, String> {
-        if text == "fan_in" {
-            return Ok(Init::FanIn);
-        }
-        text.strip_prefix("normal(")
-            .and_then(|rest| rest.strip_suffix(')'))
-            .and_then(|number| number.trim().parse::<f64>().ok())
-            .filter(|std| *std >= 0.0 && std.is_finite())
-            .map(Init::Normal)
-            .ok_or_else(|| format!("init must be \"fan_in\" or \"normal(STD)\", not \"{text}\""))
-    }
-}
-
-impl From<Init> for String {
-    fn from(init: Init) -> String {
-        match init {
-            Init::FanIn => "fan_in".into(),
-            Init::Normal(std) => format!("normal({std})"),
-        }
-    }
-}
 
 /// Everything that shapes the network. In a configuration file this is the table `[model]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct ModelConfig {
     /// The preset that the other keys started from, for the record.
     pub preset: String,
@@ -143,44 +24,83 @@ pub struct ModelConfig {
     pub width: usize,
     /// Attention heads; width / heads channels each.
     pub heads: usize,
+    /// Heads of keys and values, each shared by heads / kv_heads query heads; 0 means as many as `heads`.
+    pub kv_heads: usize,
     /// Token ids; 0 in a configuration file means "that of the data".
     pub vocab: usize,
     /// Longest sequence.
     pub context: usize,
     /// MLP hidden channels over width.
     pub mlp_ratio: usize,
+    /// MLP hidden channels; 0 means mlp_ratio · width, and two thirds of that, rounded up to a multiple of 8, for a gated
+    /// MLP, whose three matrices then hold as much as two.
+    pub mlp_hidden: usize,
     /// Norm inside the blocks.
     pub norm: Norm,
     /// ε of every norm but QK-norm, inside the root.
     pub norm_eps: f64,
     /// Where the blocks' norms stand.
     pub norm_position: NormPosition,
+    /// How the branches are joined.
+    pub branches: Branches,
     /// Norm before attention in block 0, if the blocks have none (the authors' OP code keeps one there).
     pub first_norm: Norm,
     /// Norm on the embedding output.
     pub embed_norm: Norm,
+    /// A width × width matrix after the embedding and one before the head, orthogonal at the start (EmbProj of OSP).
+    pub embed_proj: bool,
     /// Norm before the head.
     pub final_norm: Norm,
     /// Gain on both branches.
     pub beta: Beta,
     /// Whether β is learned, one scalar per branch.
     pub beta_trainable: bool,
+    /// Whether a learned β has a value for each channel (LayerScale).
+    pub beta_per_channel: bool,
+    /// Gain on the stream where attention joins it; 0 makes the block skipless, and attention then has no β.
+    pub attn_skip: f64,
+    /// The same where the MLP joins it; in a parallel block, where both do.
+    pub mlp_skip: f64,
     /// Factor on the MLP's input.
     pub alpha: f64,
     /// Whether α is learned, one scalar per block.
     pub alpha_trainable: bool,
     /// Norm of queries and keys.
     pub qk_norm: QkNorm,
-    /// ε of QK-norm, outside the root.
+    /// ε of QK-norm.
     pub qk_norm_eps: f64,
+    /// C of the soft cap C tanh(score / C), after the 1/√d_head scale; 0 means none.
+    pub logit_softcap: f64,
+    /// How scores become probabilities.
+    pub softmax: SoftmaxChoice,
+    /// What multiplies the values.
+    pub attention_matrix: AttentionMatrix,
+    /// Parametrisation of the value and output projections.
+    pub value_init: ValueInit,
+    /// Start of the query projection.
+    pub query_init: QueryInit,
+    /// Gate on the heads' outputs.
+    pub gate: Gate,
+    /// How far open gates start: σ(bias), between 0 and 1.
+    pub gate_init: f64,
     /// Nonlinearity of the MLP.
-    pub activation: Activation,
+    pub activation: Nonlinearity,
     /// Positions.
     pub positions: Positions,
+    /// Base of RoPE's angles.
+    pub rope_base: f64,
+    /// Share of each head's channels that RoPE rotates.
+    pub rope_fraction: f64,
     /// Whether the head is the embedding matrix.
     pub tie_head: bool,
     /// Which projections have a bias.
     pub biases: Vec<Projection>,
+    /// Probability of dropping a channel of the embedding output, in training.
+    pub dropout_embed: f64,
+    /// Probability of dropping a channel of a branch's output, in training.
+    pub dropout_residual: f64,
+    /// Probability of dropping an attention probability, in training.
+    pub dropout_attention: f64,
     /// Initialisation of the matrices.
     pub init: Init,
 }
@@ -191,9 +111,28 @@ impl ModelConfig {
         self.width / self.heads
     }
 
+    /// Heads of keys and values.
+    pub fn kv_heads(&self) -> usize {
+        if self.kv_heads == 0 { self.heads } else { self.kv_heads }
+    }
+
     /// MLP hidden channels.
     pub fn hidden(&self) -> usize {
-        self.width * self.mlp_ratio
+        match (self.mlp_hidden, self.activation.is_gated()) {
+            (0, false) => self.width * self.mlp_ratio,
+            (0, true) => (2 * self.width * self.mlp_ratio).div_ceil(3).next_multiple_of(8),
+            (hidden, _) => hidden,
+        }
+    }
+
+    /// Channels of each head that RoPE rotates.
+    pub fn rotated(&self) -> usize {
+        (self.rope_fraction * self.d_head() as f64).round() as usize
+    }
+
+    /// How scores become probabilities, with its numbers.
+    pub fn softmax(&self) -> Softmax {
+        self.softmax.resolve(self.context)
     }
 
     /// Whether `projection` has a bias.
@@ -201,9 +140,36 @@ impl ModelConfig {
         self.biases.contains(&projection)
     }
 
-    /// Norm before (or after) attention in block `layer`.
+    /// Norm of attention in block `layer`.
     pub fn attn_norm(&self, layer: usize) -> Norm {
         if self.norm == Norm::None && layer == 0 { self.first_norm } else { self.norm }
+    }
+
+    /// Norm of the MLP branch; a parallel block has one norm for both.
+    pub fn mlp_norm(&self) -> Norm {
+        if self.branches == Branches::Parallel { Norm::None } else { self.norm }
+    }
+
+    /// Gain on the stream where attention joins it; `None` where the branch alone goes on.
+    pub fn attn_skip(&self) -> Option<f64> {
+        match self.branches.parallel() {
+            // The one skip of the block.
+            true => Some(self.mlp_skip),
+            false => Some(self.attn_skip).filter(|&s| s != 0.0),
+        }
+    }
+
+    /// The same where the MLP joins it.
+    pub fn mlp_skip(&self) -> Option<f64> {
+        match self.branches.parallel() {
+            true => Some(1.0),
+            false => Some(self.mlp_skip).filter(|&s| s != 0.0),
+        }
+    }
+
+    /// Whether β is more than a fixed 1.
+    pub fn has_beta(&self) -> bool {
+        self.beta_trainable || self.beta.resolve(self.depth) != 1.0
     }
 
     /// Refuses sizes and combinations that make no network, with the reason.
@@ -211,15 +177,22 @@ impl ModelConfig {
     /// # Errors
     /// [`ModelError::Config`] naming the key.
     pub fn validate(&self) -> Result<(), ModelError> {
-        let refuse = |key: &'static str, problem: String| Err(ModelError::Config { key, problem });
+        self.validate_sizes()?;
+        self.validate_numbers()?;
+        self.validate_combinations()
+    }
+
+    fn validate_sizes(&self) -> Result<(), ModelError> {
         // The upper ends are far above any model and keep every product of sizes below 2^63.
         for (key, value, most) in [
             ("depth", self.depth, 1 << 12),
             ("width", self.width, 1 << 16),
             ("heads", self.heads, 1 << 16),
+            ("kv_heads", self.kv_heads(), 1 << 16),
             ("vocab", self.vocab, 1 << 24),
             ("context", self.context, 1 << 20),
             ("mlp_ratio", self.mlp_ratio, 1 << 6),
+            ("mlp_hidden", self.mlp_hidden.max(1), 1 << 22),
         ] {
             if value == 0 || value > most {
                 return refuse(key, format!("must lie between 1 and {most}, not {value}"));
@@ -231,22 +204,131 @@ impl ModelConfig {
                 format!("must divide width, and {} does not divide {}", self.heads, self.width),
             );
         }
-        for (key, value) in [("norm_eps", self.norm_eps), ("qk_norm_eps", self.qk_norm_eps)] {
+        if !self.heads.is_multiple_of(self.kv_heads()) {
+            return refuse(
+                "kv_heads",
+                format!("must divide heads, and {} does not divide {}", self.kv_heads(), self.heads),
+            );
+        }
+        Ok(())
+    }
+
+    fn validate_numbers(&self) -> Result<(), ModelError> {
+        for (key, value) in [
+            ("norm_eps", self.norm_eps),
+            ("qk_norm_eps", self.qk_norm_eps),
+            ("logit_softcap", self.logit_softcap),
+        ] {
             if !value.is_finite() || value < 0.0 {
                 return refuse(key, format!("must be a number of at least 0, not {value}"));
             }
         }
-        for (key, value) in [("alpha", self.alpha), ("beta", self.beta.resolve(self.depth))] {
+        for (key, value) in [
+            ("alpha", self.alpha),
+            ("beta", self.beta.resolve(self.depth)),
+            ("attn_skip", self.attn_skip),
+            ("mlp_skip", self.mlp_skip),
+        ] {
             if !value.is_finite() {
                 return refuse(key, format!("must be a finite number, not {value}"));
             }
         }
-        if self.norm_position == NormPosition::Post && self.norm == Norm::None {
+        for (key, value) in [
+            ("dropout_embed", self.dropout_embed),
+            ("dropout_residual", self.dropout_residual),
+            ("dropout_attention", self.dropout_attention),
+        ] {
+            if !(0.0..1.0).contains(&value) {
+                return refuse(key, format!("must be at least 0 and below 1, not {value}"));
+            }
+        }
+        if !(self.gate_init > 0.0 && self.gate_init < 1.0) {
+            return refuse("gate_init", format!("must lie between 0 and 1, not {}", self.gate_init));
+        }
+        if let Softmax::Clipped { gamma, eta } = self.softmax()
+            && !(gamma <= 0.0 && eta >= 1.0)
+        {
+            // Otherwise a hidden key would get weight γ, or a key that takes everything less than everything.
+            let problem = format!("is clipped from γ at most 0 to η at least 1, not from {gamma} to {eta}");
+            return refuse("softmax", problem);
+        }
+        Ok(())
+    }
+
+    fn validate_combinations(&self) -> Result<(), ModelError> {
+        let post = self.norm_position != NormPosition::Pre;
+        if post && self.norm == Norm::None {
             return refuse("norm_position", "\"post\" needs a norm to place, and norm is \"none\"".into());
         }
         if self.norm != Norm::None && self.first_norm != Norm::None {
             return refuse("first_norm", "applies only where the blocks have norm = \"none\"".into());
         }
+        if self.branches.parallel() && self.norm_position == NormPosition::Post {
+            let problem =
+                "cannot be parallel with norm_position \"post\", which norms the sum after each branch";
+            return refuse("branches", problem.into());
+        }
+        if self.branches == Branches::ParallelTwoNorms && (post || self.norm == Norm::None) {
+            let problem =
+                "\"parallel_two_norms\" needs a norm before each branch: norm_position \"pre\" and a norm";
+            return refuse("branches", problem.into());
+        }
+        if self.branches.parallel() && self.attn_skip != 1.0 {
+            return refuse(
+                "attn_skip",
+                "must be 1 in a parallel block, whose one skip has gain mlp_skip".into(),
+            );
+        }
+        if self.beta_per_channel && !self.beta_trainable {
+            let problem = "needs beta_trainable: a fixed β is the same for every channel";
+            return refuse("beta_per_channel", problem.into());
+        }
+        if self.qk_norm == QkNorm::Layer && self.d_head() == 1 {
+            return refuse("qk_norm", "\"layer\" makes zeros of heads with a single channel".into());
+        }
+        if self.attention_matrix == AttentionMatrix::Shaped && self.softmax() != Softmax::Standard {
+            let problem = "\"shaped\" subtracts what a uniform standard softmax would give, so softmax must be \"standard\"";
+            return refuse("attention_matrix", problem.into());
+        }
+        if self.value_init == ValueInit::Identity && self.kv_heads() != self.heads {
+            let problem = "\"identity\" needs as many values as channels, so kv_heads must equal heads";
+            return refuse("value_init", problem.into());
+        }
+        if self.positions == Positions::Rope {
+            let rotated = self.rotated();
+            if !(self.rope_base.is_finite() && self.rope_base > 1.0) {
+                return refuse("rope_base", format!("must be a number above 1, not {}", self.rope_base));
+            }
+            if !(self.rope_fraction > 0.0 && self.rope_fraction <= 1.0) {
+                return refuse(
+                    "rope_fraction",
+                    format!("must lie above 0 and up to 1, not {}", self.rope_fraction),
+                );
+            }
+            if rotated == 0 || !rotated.is_multiple_of(2) {
+                let problem = format!(
+                    "must leave an even number of channels to rotate, and {} of {} are {rotated}",
+                    self.rope_fraction,
+                    self.d_head()
+                );
+                return refuse("rope_fraction", problem);
+            }
+        }
+        if self.has_bias(Projection::Gate) && !self.activation.is_gated() {
+            let problem = format!("name \"gate\", and the activation \"{}\" has no gate", self.activation);
+            return refuse("biases", problem);
+        }
         Ok(())
+    }
+}
+
+fn refuse(key: &'static str, problem: String) -> Result<(), ModelError> {
+    Err(ModelError::Config { key, problem })
+}
+
+impl Default for ModelConfig {
+    /// The preset `pre_ln`: what a configuration written before a key existed means by leaving it out.
+    fn default() -> Self {
+        super::presets::pre_ln()
     }
 }

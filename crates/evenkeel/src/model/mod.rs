@@ -1,6 +1,10 @@
 //! The transformer: configuration, presets, parameters, forward pass.
 
+mod attention;
+mod choices;
 pub mod config;
+mod layers;
+mod mlp;
 pub mod params;
 pub mod presets;
 mod transformer;
@@ -10,7 +14,7 @@ mod tests;
 
 pub use config::ModelConfig;
 pub use params::Parameter;
-pub use presets::{PRESETS, preset};
+pub use presets::{preset, presets};
 pub use transformer::Transformer;
 
 use crate::error::Hint;

@@ -27,6 +27,8 @@ pub enum Start {
     Normal(f64),
     /// One value everywhere.
     Constant(f64),
+    /// A square matrix with orthonormal columns.
+    Orthogonal,
 }
 
 /// Where parameters come from.
@@ -106,6 +108,7 @@ fn initial(seed: u64, name: &str, shape: &[usize], start: Start) -> Result<Tenso
     let data = match start {
         Start::Constant(value) => vec![value as f32; n],
         Start::Normal(std) => normal_values(seed, name, n, std),
+        Start::Orthogonal => orthogonal_values(seed, name, shape[0]),
     };
     Ok(Tensor::from_vec(data, shape, &Device::Cpu)?)
 }
@@ -128,6 +131,15 @@ fn normal_values(seed: u64, name: &str, n: usize, std: f64) -> Vec<f32> {
         .collect()
 }
 
+/// The orthogonal factor of a random n × n matrix.
+fn orthogonal_values(seed: u64, name: &str, n: usize) -> Vec<f32> {
+    // On one thread, so that the bits do not depend on how many there are.
+    faer::set_global_parallelism(faer::Par::Seq);
+    let random = normal_values(seed, name, n * n, 1.0);
+    let q = faer::Mat::from_fn(n, n, |r, c| random[r * n + c] as f64).qr().compute_thin_Q();
+    (0..n * n).map(|i| q[(i / n, i % n)] as f32).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -144,5 +156,17 @@ mod tests {
         assert_eq!(normal_values(1, "a", 5, 2.0)[..], x[..5]);
         assert_ne!(normal_values(1, "b", 5, 2.0)[..], x[..5]);
         assert_ne!(normal_values(2, "a", 5, 2.0)[..], x[..5]);
+    }
+
+    #[test]
+    fn orthogonal_values_are_orthogonal() {
+        let n = 9;
+        let q = orthogonal_values(1, "a", n);
+        for i in 0..n {
+            for j in 0..n {
+                let dot: f64 = (0..n).map(|k| q[k * n + i] as f64 * q[k * n + j] as f64).sum();
+                assert!((dot - if i == j { 1.0 } else { 0.0 }).abs() < 1e-6);
+            }
+        }
     }
 }

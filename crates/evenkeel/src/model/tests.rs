@@ -1,41 +1,96 @@
 //! The composed model in float64: gradients of every parameter against finite differences, for every preset.
 
-use super::config::{Beta, NormPosition, QkNorm};
+use super::config::{
+    AttentionMatrix, Beta, Branches, Gate, Norm, NormPosition, Positions, Projection, QkNorm, QueryInit,
+    SoftmaxChoice, ValueInit,
+};
 use super::*;
-use crate::ops::Activation;
 use crate::tap::{NoTap, Place, Site, Tap};
-use crate::tape::{Execution, Gradients, Precision, Recompute, Tape};
+use crate::tape::{Execution, Gradients, Noise, Precision, Recompute, Tape};
 use candle_core::{DType, Device, Tensor};
 
 fn tiny(name: &str) -> ModelConfig {
     let mut c = preset(name).unwrap();
-    (c.depth, c.width, c.heads, c.vocab, c.context, c.mlp_ratio) = (2, 6, 2, 7, 5, 2);
+    // Heads of four channels: RoPE and the gate's network need some.
+    (c.depth, c.width, c.heads, c.vocab, c.context, c.mlp_ratio) = (2, 8, 2, 7, 5, 2);
     c
+}
+
+/// Changes a configuration.
+type Change = fn(&mut ModelConfig);
+
+/// Settings that no preset uses, each on a preset.
+const SETTINGS: &[(&str, &str, Change)] = &[
+    ("post_stream", "pre_ln", |c| c.norm_position = NormPosition::PostStream),
+    ("ssnorm", "pre_ln", |c| (c.norm, c.embed_norm, c.final_norm) = (Norm::Ss, Norm::Ss, Norm::Ss)),
+    ("dyt", "pre_ln", |c| (c.norm, c.embed_norm, c.final_norm) = (Norm::Dyt, Norm::Dyt, Norm::Dyt)),
+    ("trainable gains", "op", |c| (c.beta_trainable, c.alpha_trainable, c.alpha) = (true, true, 0.7)),
+    ("fixed gains", "pre_ln", |c| {
+        (c.beta, c.alpha, c.attn_skip, c.mlp_skip) = (Beta::Value(0.3), 0.7, 0.9, 0.5)
+    }),
+    ("no skip at all", "skipless", |c| c.mlp_skip = 0.0),
+    ("tied", "pre_rms", |c| c.tie_head = true),
+    ("tied with projections", "osp", |c| c.tie_head = true),
+    ("no positions", "op", |c| c.positions = Positions::None),
+    ("qk_norm rms", "pre_ln", |c| c.qk_norm = QkNorm::Rms),
+    ("qk_norm layer", "pre_ln", |c| c.qk_norm = QkNorm::Layer),
+    ("soft cap", "pre_ln", |c| c.logit_softcap = 0.8),
+    ("clipped", "pre_ln", |c| c.softmax = SoftmaxChoice::Clipped(-0.05, 1.03)),
+    ("null slot", "pre_ln", |c| c.softmax = SoftmaxChoice::NullSlot),
+    ("gate per_head", "pre_ln", |c| c.gate = Gate::PerHead),
+    ("gate mlp", "pre_ln", |c| c.gate = Gate::Mlp),
+    ("gate all_features", "pre_ln", |c| c.gate = Gate::AllFeatures),
+    ("gate elementwise", "pre_ln", |c| c.gate = Gate::Elementwise),
+    ("rope", "pre_ln", |c| c.positions = Positions::Rope),
+    ("partial rope with qk_norm", "op", |c| (c.positions, c.rope_fraction) = (Positions::Rope, 0.5)),
+    ("multi-query", "pre_ln", |c| c.kv_heads = 1),
+    ("grouped queries with rope and qk_norm", "op", |c| {
+        (c.heads, c.kv_heads, c.positions) = (4, 2, Positions::Rope);
+    }),
+    ("shaped with multi-query", "pre_ln", |c| {
+        (c.kv_heads, c.attention_matrix) = (1, AttentionMatrix::Shaped);
+    }),
+    ("identity values", "pre_ln", |c| (c.value_init, c.query_init) = (ValueInit::Identity, QueryInit::Zero)),
+    ("parallel with two norms", "pre_ln", |c| c.branches = Branches::ParallelTwoNorms),
+    ("parallel op", "op", |c| c.branches = Branches::Parallel),
+    ("parallel post_stream", "parallel", |c| (c.norm_position, c.mlp_skip) = (NormPosition::PostStream, 0.5)),
+    ("skipless parallel", "skipless", |c| {
+        (c.branches, c.attn_skip, c.mlp_skip) = (Branches::Parallel, 1.0, 0.0)
+    }),
+    ("leaky_relu", "pre_ln", |c| activation(c, "leaky_relu(0.1)")),
+    ("gelu", "pre_ln", |c| activation(c, "gelu")),
+    ("gelu_tanh", "pre_ln", |c| activation(c, "gelu_tanh")),
+    ("silu", "pre_ln", |c| activation(c, "silu")),
+    ("squared_relu", "pre_ln", |c| activation(c, "squared_relu")),
+    ("swiglu with biases", "pre_ln", |c| {
+        activation(c, "swiglu");
+        c.biases.push(Projection::Gate);
+    }),
+    ("geglu", "pre_ln", |c| activation(c, "geglu")),
+    ("reglu", "pre_ln", |c| activation(c, "reglu")),
+    ("mlp_hidden", "pre_ln", |c| c.mlp_hidden = 5),
+    ("dropout", "pre_ln", |c| (c.dropout_embed, c.dropout_residual, c.dropout_attention) = (0.1, 0.2, 0.3)),
+    ("dropout in a learned gain", "layerscale", |c| (c.dropout_residual, c.mlp_skip) = (0.2, 0.5)),
+];
+
+fn activation(c: &mut ModelConfig, name: &str) {
+    c.activation = name.to_string().try_into().unwrap();
 }
 
 /// Every preset, and the settings that no preset uses.
 fn variants() -> Vec<(String, ModelConfig)> {
-    let mut all: Vec<(String, ModelConfig)> =
-        PRESETS.iter().map(|(name, _)| (name.to_string(), tiny(name))).collect();
-    let mut add = |name: &str, change: &dyn Fn(&mut ModelConfig), base: &str| {
+    let named = presets().map(|(name, _)| (name.to_string(), tiny(name)));
+    let set = SETTINGS.iter().map(|(name, base, change)| {
         let mut c = tiny(base);
         change(&mut c);
-        all.push((name.to_string(), c));
-    };
-    add("post", &|c| c.norm_position = NormPosition::Post, "pre_ln");
-    add("pre_srms", &|c| c.norm = config::Norm::Srms, "pre_ln");
-    add("trainable gains", &|c| (c.beta_trainable, c.alpha_trainable, c.alpha) = (true, true, 0.7), "op");
-    add("tied", &|c| c.tie_head = true, "pre_rms");
-    add("gelu", &|c| c.activation = Activation::Gelu, "pre_ln");
-    add(
-        "gelu_tanh, no positions",
-        &|c| {
-            (c.activation, c.positions) = (Activation::GeluTanh, config::Positions::None);
-        },
-        "op",
-    );
-    add("pre_ln with qk-norm and beta", &|c| (c.qk_norm, c.beta) = (QkNorm::Rms, Beta::Value(0.3)), "pre_ln");
-    all
+        (name.to_string(), c)
+    });
+    named.chain(set).collect()
+}
+
+/// A tape on which dropout is on, the same every time.
+fn noisy(tape: Tape) -> Tape {
+    tape.with_noise(Noise { key: 3, first_sequence: 0 })
 }
 
 /// A float64 copy whose parameters are away from their symmetric starting points.
@@ -58,7 +113,7 @@ const IDS: [u32; 10] = [1, 4, 2, 6, 0, 3, 3, 5, 1, 2];
 const TARGETS: [u32; 10] = [4, 2, 6, 0, 1, 3, 5, 1, 2, 6];
 
 fn loss(model: &Transformer) -> f64 {
-    let loss = model.loss(&Tape::off(), &mut NoTap, &IDS, &TARGETS, 2).unwrap();
+    let loss = model.loss(&noisy(Tape::off()), &mut NoTap, &IDS, &TARGETS, 2).unwrap();
     loss.tensor().to_scalar::<f64>().unwrap()
 }
 
@@ -67,7 +122,7 @@ fn gradients_agree_with_finite_differences() {
     for (name, config) in variants() {
         let model = perturbed(&config);
         let mut gradients = Gradients::like(model.parameters().iter().map(|p| &p.tensor)).unwrap();
-        let tape = Tape::recording();
+        let tape = noisy(Tape::recording());
         let value = model.loss(&tape, &mut NoTap, &IDS, &TARGETS, 2).unwrap();
         tape.backward(&value, 1.0, &mut gradients).unwrap();
         for target in model.parameters() {
@@ -107,7 +162,7 @@ fn kernels_agree_with_the_composition_in_the_whole_model() {
         let narrow = wide.to_dtype(DType::F32).unwrap();
         let run = |model: &Transformer| {
             let mut g = Gradients::like(model.parameters().iter().map(|p| &p.tensor)).unwrap();
-            let tape = Tape::recording();
+            let tape = noisy(Tape::recording());
             let value = model.loss(&tape, &mut NoTap, &IDS, &TARGETS, 2).unwrap();
             tape.backward(&value, 1.0, &mut g).unwrap();
             g
@@ -148,14 +203,15 @@ fn looking_everywhere_changes_nothing() {
         assert_eq!(bits(plain.tensor()), bits(seen.tensor()), "{name}");
         let gradients = |tap: &mut dyn Tap| {
             let mut g = Gradients::like(model.parameters().iter().map(|p| &p.tensor)).unwrap();
-            let tape = Tape::recording();
+            let tape = noisy(Tape::recording());
             let loss = model.loss(&tape, tap, &IDS, &TARGETS, 2).unwrap();
             tape.backward(&loss, 1.0, &mut g).unwrap();
             g.all().iter().map(bits).collect::<Vec<_>>()
         };
         assert_eq!(gradients(&mut NoTap), gradients(&mut Everything(Vec::new())), "{name}");
-        let qk = if config.qk_norm == QkNorm::Rms { 2 } else { 0 };
-        assert_eq!(tap.0.len(), 3 + config.depth * (15 + qk), "{name}");
+        let sites = 15 + 2 * (config.qk_norm != QkNorm::None) as usize + (config.gate != Gate::None) as usize
+            - config.branches.parallel() as usize;
+        assert_eq!(tap.0.len(), 3 + config.depth * sites, "{name}");
         assert_eq!(tap.0[0], Site::outside(Place::Embed));
     }
 }
@@ -197,9 +253,114 @@ fn bad_input_is_refused() {
     assert!(matches!(run(&[0; 6], 1), Err(ModelError::TooLong { tokens: 6, context: 5 })));
     assert!(matches!(run(&[], 1), Err(ModelError::Empty)));
     assert!(matches!(run(&[1, 2, 3], 2), Err(ModelError::Empty)));
-    let mut c = tiny("pre_ln");
-    c.heads = 4;
-    assert!(matches!(Transformer::new(c, 0), Err(ModelError::Config { key: "heads", .. })));
+}
+
+#[test]
+fn combinations_that_make_no_sense_are_refused_with_the_key_and_the_reason() {
+    let cases: &[(&str, &str, Change)] = &[
+        ("heads", "does not divide", |c| c.heads = 3),
+        ("kv_heads", "does not divide", |c| (c.heads, c.kv_heads) = (4, 3)),
+        ("norm_position", "needs a norm", |c| (c.norm, c.norm_position) = (Norm::None, NormPosition::Post)),
+        ("norm_position", "needs a norm", |c| {
+            (c.norm, c.norm_position) = (Norm::None, NormPosition::PostStream)
+        }),
+        ("first_norm", "norm = \"none\"", |c| c.first_norm = Norm::Rms),
+        ("branches", "after each branch", |c| {
+            (c.branches, c.norm_position) = (Branches::Parallel, NormPosition::Post);
+        }),
+        ("branches", "before each branch", |c| {
+            (c.branches, c.norm) = (Branches::ParallelTwoNorms, Norm::None)
+        }),
+        ("attn_skip", "mlp_skip", |c| (c.branches, c.attn_skip) = (Branches::Parallel, 0.0)),
+        ("beta_per_channel", "beta_trainable", |c| c.beta_per_channel = true),
+        ("qk_norm", "single channel", |c| (c.heads, c.qk_norm) = (8, QkNorm::Layer)),
+        ("attention_matrix", "uniform", |c| {
+            (c.attention_matrix, c.softmax) = (AttentionMatrix::Shaped, SoftmaxChoice::NullSlot);
+        }),
+        ("value_init", "kv_heads", |c| (c.value_init, c.kv_heads) = (ValueInit::Identity, 1)),
+        ("softmax", "at most 0", |c| c.softmax = SoftmaxChoice::Clipped(0.1, 1.0)),
+        ("softmax", "at least 1", |c| c.softmax = SoftmaxChoice::Clipped(-0.1, 0.9)),
+        ("rope_fraction", "even number", |c| (c.positions, c.rope_fraction) = (Positions::Rope, 0.25)),
+        ("rope_fraction", "up to 1", |c| (c.positions, c.rope_fraction) = (Positions::Rope, 1.5)),
+        ("rope_base", "above 1", |c| (c.positions, c.rope_base) = (Positions::Rope, 0.5)),
+        ("biases", "no gate", |c| c.biases.push(Projection::Gate)),
+        ("gate_init", "between 0 and 1", |c| c.gate_init = 1.0),
+        ("dropout_attention", "below 1", |c| c.dropout_attention = 1.0),
+        ("logit_softcap", "at least 0", |c| c.logit_softcap = -1.0),
+        ("mlp_skip", "finite", |c| c.mlp_skip = f64::NAN),
+    ];
+    for (key, reason, change) in cases {
+        let mut c = tiny("pre_ln");
+        change(&mut c);
+        let error = Transformer::new(c, 0).unwrap_err();
+        let said = error.to_string();
+        assert!(matches!(error, ModelError::Config { key: k, .. } if k == *key), "{key}: {said}");
+        assert!(said.contains(reason), "{key}: {said}");
+    }
+}
+
+#[test]
+fn a_skipless_block_starts_by_passing_its_input_to_the_mlp() {
+    let model = Transformer::new(ModelConfig { norm: Norm::None, ..tiny("skipless") }, 1).unwrap();
+    let mut tap = Kept(Vec::new());
+    model.logits(&Tape::off(), &mut tap, &IDS, 2).unwrap();
+    let seen = |place| &tap.0.iter().find(|(site, _)| site.place == place).unwrap().1;
+    let (embed, mid) = (seen(Place::Embed), seen(Place::ResidMid));
+    for (a, b) in embed.iter().zip(mid) {
+        assert!((a - b).abs() < 1e-6, "{a} and {b}");
+    }
+}
+
+struct Kept(Vec<(Site, Vec<f32>)>);
+
+impl Tap for Kept {
+    fn wants(&self, site: Site) -> bool {
+        site.layer.is_none_or(|l| l == 0)
+    }
+    fn visit(&mut self, site: Site, x: Tensor) -> candle_core::Result<Tensor> {
+        self.0.push((site, x.flatten_all()?.to_vec1()?));
+        Ok(x)
+    }
+}
+
+#[test]
+fn a_gate_can_be_reached_into() {
+    struct Open;
+    impl Tap for Open {
+        fn wants(&self, site: Site) -> bool {
+            site.place == Place::AttnGate
+        }
+        fn visit(&mut self, _: Site, x: Tensor) -> candle_core::Result<Tensor> {
+            x.ones_like()
+        }
+        fn transforms(&self) -> bool {
+            true
+        }
+    }
+    let gated = Transformer::new(tiny("gated_attention"), 1).unwrap();
+    let plain = Transformer::new(tiny("pre_ln"), 1).unwrap();
+    let a = gated.logits(&Tape::off(), &mut Open, &IDS, 2).unwrap();
+    let b = plain.logits(&Tape::off(), &mut NoTap, &IDS, 2).unwrap();
+    let values = |v: &crate::tape::Value| v.tensor().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    for (a, b) in values(&a).iter().zip(values(&b)) {
+        assert!((a - b).abs() < 1e-5, "a gate that is open is no gate: {a} and {b}");
+    }
+}
+
+#[test]
+fn dropout_is_for_training_only() {
+    let dropping = SETTINGS.iter().find(|s| s.0 == "dropout").unwrap();
+    let mut config = tiny(dropping.1);
+    let plain = Transformer::new(config.clone(), 1).unwrap();
+    (dropping.2)(&mut config);
+    let model = Transformer::new(config, 1).unwrap();
+    let logits = |model: &Transformer, tape: &Tape| {
+        let y = model.logits(tape, &mut NoTap, &IDS, 2).unwrap();
+        y.tensor().flatten_all().unwrap().to_vec1::<f32>().unwrap()
+    };
+    assert_eq!(logits(&model, &Tape::off()), logits(&plain, &Tape::off()));
+    assert_ne!(logits(&model, &noisy(Tape::off())), logits(&plain, &Tape::off()));
+    assert_eq!(logits(&plain, &noisy(Tape::off())), logits(&plain, &Tape::off()));
 }
 
 #[test]
@@ -224,7 +385,7 @@ fn one_batch_is_learned_by_heart() {
         let mut last = f32::INFINITY;
         for _ in 0..300 {
             gradients.clear();
-            let tape = Tape::recording();
+            let tape = noisy(Tape::recording());
             let value = model.loss(&tape, &mut NoTap, &IDS, &TARGETS, 2).unwrap();
             last = value.tensor().to_scalar().unwrap();
             tape.backward(&value, 1.0, &mut gradients).unwrap();
@@ -248,7 +409,7 @@ fn one_batch_is_learned_by_heart() {
 
 fn gradients_as(model: &Transformer, execution: Execution) -> (f32, Vec<Vec<f32>>) {
     let mut gradients = Gradients::like(model.parameters().iter().map(|p| &p.tensor)).unwrap();
-    let tape = Tape::recording_as(execution);
+    let tape = noisy(Tape::recording_as(execution));
     let value = model.loss(&tape, &mut NoTap, &IDS, &TARGETS, 2).unwrap();
     tape.backward(&value, 1.0, &mut gradients).unwrap();
     let all = gradients.all().iter().map(|g| g.flatten_all().unwrap().to_vec1().unwrap()).collect();
@@ -269,11 +430,17 @@ fn what_was_forgotten_comes_back_bit_for_bit() {
     }
 }
 
-/// Rounding every factor to 8 bits moves a gradient by a per cent or two, never by its own size.
+/// Rounding every factor to 8 bits moves a gradient by a per cent or two, never by its own size. Without kinks: a hidden
+/// unit that falls on the other side of one moves a model this small by more, and that is no fault of the products.
 #[test]
 fn bf16_gradients_point_where_float32_gradients_point() {
-    for (name, config) in variants() {
-        let model = Transformer::new(config, 3).unwrap();
+    for (name, mut config) in variants() {
+        match config.activation.to_string().as_str() {
+            "relu" | "leaky_relu(0.1)" | "squared_relu" => activation(&mut config, "gelu"),
+            "reglu" => activation(&mut config, "geglu"),
+            _ => {}
+        }
+        let model = Transformer::new(config.clone(), 3).unwrap();
         let (exact_loss, exact) = gradients_as(&model, Execution::default());
         let (loss, rounded) =
             gradients_as(&model, Execution { precision: Precision::Bf16, ..Execution::default() });
@@ -283,7 +450,9 @@ fn bf16_gradients_point_where_float32_gradients_point() {
             pairs.map(|(&e, &r)| f(e as f64, r as f64)).sum()
         };
         let distance = (sum(&|e, r| (e - r).powi(2)) / sum(&|e, _| e * e)).sqrt();
-        assert!(distance < 0.05, "{name}: gradients differ by {distance} of their norm");
+        // With EmbProj every gradient goes through two more products.
+        let bound = if config.embed_proj { 0.1 } else { 0.05 };
+        assert!(distance < bound, "{name}: gradients differ by {distance} of their norm");
         assert!(distance > 0.0, "{name}: bf16 changed nothing");
     }
 }

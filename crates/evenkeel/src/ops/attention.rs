@@ -1,46 +1,144 @@
-//! Multi-head softmax attention with optional QK-RMSNorm; q, k, v and the context are
-//! (sequences, tokens, heads · d_head).
+//! Multi-head softmax attention and its variants; q and the context are (sequences, tokens, heads · d_head), k and v
+//! (sequences, tokens, kv_heads · d_head).
 //!
-//! A tap that wants a site inside (normalised q and k, scores, probabilities) gets the composition;
-//! everything else runs the tiled kernel.
+//! A tap that wants a site inside (normalised q and k, scores, probabilities) gets the composition, and so does dropout on
+//! the probabilities; everything else runs the tiled kernel.
 
 use super::all_fast;
-use crate::slices::{slice, tensor};
+use super::dropout::Dropout;
+use super::rope::Rope;
+use crate::slices::{Slice, slice, tensor};
 use crate::tape::{Tape, Value};
 use candle_core::{D, DType, Result, Tensor};
-use evenkeel_kernels::attention::{self as kernel, QkNorm, Shape};
+use evenkeel_kernels::attention::{self as kernel, Prepare, QkNorm, Shape};
+use std::sync::Arc;
 
-/// Sizes and switches.
+/// How scores become probabilities.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct AttentionSpec {
-    /// Number of heads; d_head is width / heads.
-    pub heads: usize,
-    /// Whether a token sees only itself and the tokens before it.
-    pub causal: bool,
+pub enum Softmax {
+    /// exp(s) / Σ exp(s).
+    Standard,
+    /// exp(s) / (1 + Σ exp(s)): a slot of score and value 0 beside the keys.
+    NullSlot,
+    /// clip((η - γ) softmax + γ, 0, 1), γ at most 0 and η at least 1.
+    Clipped {
+        /// γ
+        gamma: f64,
+        /// η
+        eta: f64,
+    },
 }
 
-/// QK-RMSNorm: gains of shape (d_head) for queries and keys, ε outside the root.
+impl Softmax {
+    fn kernel(self) -> kernel::Softmax {
+        match self {
+            Softmax::Standard => kernel::Softmax::Standard,
+            Softmax::NullSlot => kernel::Softmax::NullSlot,
+            Softmax::Clipped { gamma, eta } => {
+                kernel::Softmax::Clipped { gamma: gamma as f32, eta: eta as f32 }
+            }
+        }
+    }
+
+    /// Of scores whose hidden entries are far below any other.
+    fn composed(self, scores: &Tensor) -> Result<Tensor> {
+        let mut peak = scores.max_keepdim(D::Minus1)?.detach();
+        if self == Softmax::NullSlot {
+            peak = peak.maximum(0.0)?.detach();
+        }
+        let exp = scores.broadcast_sub(&peak)?.exp()?;
+        let mut sum = exp.sum_keepdim(D::Minus1)?;
+        if self == Softmax::NullSlot {
+            sum = (sum + peak.neg()?.exp()?)?;
+        }
+        let probs = exp.broadcast_div(&sum)?;
+        match self {
+            Softmax::Clipped { gamma, eta } => ((probs * (eta - gamma))? + gamma)?.clamp(0.0, 1.0),
+            _ => Ok(probs),
+        }
+    }
+}
+
+/// Sizes and switches.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AttentionSpec {
+    /// Number of query heads; d_head is width / heads.
+    pub heads: usize,
+    /// Number of key and value heads, which divides `heads`: query head h uses key head h / (heads / kv_heads).
+    pub kv_heads: usize,
+    /// Whether a token sees only itself and the tokens before it.
+    pub causal: bool,
+    /// C of the cap C tanh(score / C) on scaled scores; 0 means none.
+    pub softcap: f64,
+    /// How scores become probabilities.
+    pub softmax: Softmax,
+    /// The rotation of queries and keys by position.
+    pub rope: Option<Arc<Rope>>,
+    /// Dropout on the probabilities.
+    pub dropout: Option<Dropout>,
+}
+
+impl AttentionSpec {
+    /// Causal attention as everywhere, with as many key heads as query heads.
+    pub fn causal(heads: usize) -> Self {
+        Self {
+            heads,
+            kv_heads: heads,
+            causal: true,
+            softcap: 0.0,
+            softmax: Softmax::Standard,
+            rope: None,
+            dropout: None,
+        }
+    }
+}
+
+/// QK-norm over each head's channels: an RMSNorm with ε outside the root, or with biases a LayerNorm. Gains and biases are
+/// of shape (d_head).
 #[derive(Clone, Copy)]
 pub struct QkNormSpec<'a> {
     /// Gain of the queries, shared by all heads.
     pub q_gain: &'a Value,
     /// Gain of the keys.
     pub k_gain: &'a Value,
-    /// Added to the RMS.
+    /// Biases of queries and keys.
+    pub biases: Option<(&'a Value, &'a Value)>,
+    /// Added to the RMS, or to the variance.
     pub eps: f64,
+}
+
+impl QkNormSpec<'_> {
+    /// Gains, then biases; queries first.
+    fn values(&self) -> Vec<Value> {
+        let mut values = vec![self.q_gain.clone(), self.k_gain.clone()];
+        values.extend(self.biases.iter().flat_map(|(q, k)| [(*q).clone(), (*k).clone()]));
+        values
+    }
 }
 
 /// A place inside the operation where a tap may look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Inner {
-    /// Normalised queries, (sequences, tokens, width).
+    /// Normalised queries, (sequences, tokens, heads · d_head), before any rotation.
     QNorm,
-    /// Normalised keys.
+    /// Normalised keys, (sequences, tokens, kv_heads · d_head).
     KNorm,
-    /// Scaled scores before the mask, (sequences, heads, tokens, tokens).
+    /// Scaled and capped scores before the mask, (sequences, heads, tokens, tokens).
     Scores,
     /// Probabilities.
     Probs,
+}
+
+/// The kernel's view of norm and rotation, over locked parameters.
+fn prepare<'a>(norm: &'a [Slice], eps: f64, rope: Option<&'a Rope>) -> Prepare<'a> {
+    let norm = match norm {
+        [q_gain, k_gain] => Some(QkNorm { q_gain, k_gain, biases: None, eps: eps as f32 }),
+        [q_gain, k_gain, q_bias, k_bias] => {
+            Some(QkNorm { q_gain, k_gain, biases: Some((q_bias, k_bias)), eps: eps as f32 })
+        }
+        _ => None,
+    };
+    Prepare { norm, rope: rope.map(Rope::kernel) }
 }
 
 /// `softmax(q kᵀ / √d_head) v` per head.
@@ -53,14 +151,12 @@ pub fn attention(
     k: &Value,
     v: &Value,
     qk_norm: Option<QkNormSpec>,
-    spec: AttentionSpec,
+    spec: &AttentionSpec,
 ) -> Result<Value> {
     let _span = tape.span("attention");
-    let mut inputs = vec![q, k, v];
-    if let Some(n) = &qk_norm {
-        inputs.extend([n.q_gain, n.k_gain]);
-    }
-    if !all_fast(&inputs) {
+    let norm = qk_norm.as_ref().map_or(Vec::new(), QkNormSpec::values);
+    let inputs: Vec<&Value> = [q, k, v].into_iter().chain(&norm).collect();
+    if !all_fast(&inputs) || spec.dropout.is_some() {
         return attention_composed(tape, q, k, v, qk_norm, spec, |_, x| Ok(x));
     }
     let (sequences, tokens, width) = q.tensor().dims3()?;
@@ -69,43 +165,39 @@ pub fn attention(
         sequences,
         tokens,
         heads: spec.heads,
+        kv_heads: spec.kv_heads,
         d_head,
         causal: spec.causal,
         scale: 1.0 / (d_head as f32).sqrt(),
+        softcap: spec.softcap as f32,
+        softmax: spec.softmax.kernel(),
         compute: tape.compute(),
     };
-    let eps = qk_norm.as_ref().map_or(0.0, |n| n.eps as f32);
-    let gains = qk_norm.map(|n| (n.q_gain.clone(), n.k_gain.clone()));
+    let eps = qk_norm.as_ref().map_or(0.0, |n| n.eps);
+    let rope = spec.rope.as_ref().map(|rope| rope.at_least(tokens).into_owned());
+    let norm_tensors: Vec<Tensor> = norm.iter().map(|v| v.tensor().clone()).collect();
     let mut out = vec![0.0; q.tensor().elem_count()];
     let lse = {
         let (qs, ks, vs) = (slice(q.tensor())?, slice(k.tensor())?, slice(v.tensor())?);
-        let guards = gains
-            .as_ref()
-            .map(|(a, b)| Ok::<_, candle_core::Error>((slice(a.tensor())?, slice(b.tensor())?)));
-        let guards = guards.transpose()?;
-        let norm = guards.as_ref().map(|(a, b)| QkNorm { q_gain: a, k_gain: b, eps });
-        kernel::forward(shape, &qs, &ks, &vs, norm, &mut out)
+        let guards = norm_tensors.iter().map(slice).collect::<Result<Vec<_>>>()?;
+        kernel::forward(shape, &qs, &ks, &vs, prepare(&guards, eps, rope.as_ref()), &mut out)
     };
     let out = tensor(out, q.tensor().shape())?;
     let (q, k, v, context) = (q.clone(), k.clone(), v.clone(), out.clone());
+    let captured = norm.clone();
     Ok(tape.push("attention", out, &inputs, move |dy, sink| {
         let g = {
             let (qs, ks, vs) = (slice(q.tensor())?, slice(k.tensor())?, slice(v.tensor())?);
             let (out, dy) = (slice(&context)?, slice(&dy)?);
-            let guards = gains
-                .as_ref()
-                .map(|(a, b)| Ok::<_, candle_core::Error>((slice(a.tensor())?, slice(b.tensor())?)));
-            let guards = guards.transpose()?;
-            let norm = guards.as_ref().map(|(a, b)| QkNorm { q_gain: a, k_gain: b, eps });
-            kernel::backward(shape, &qs, &ks, &vs, norm, &out, &lse, &dy)
+            let guards = norm_tensors.iter().map(slice).collect::<Result<Vec<_>>>()?;
+            kernel::backward(shape, &qs, &ks, &vs, prepare(&guards, eps, rope.as_ref()), &out, &lse, &dy)
         };
         for (value, gradient) in [(&q, g.q), (&k, g.k), (&v, g.v)] {
             sink.add(value, tensor(gradient, value.tensor().shape())?)?;
         }
-        if let (Some((q_gain, k_gain)), Some((dq, dk))) = (&gains, g.gains) {
-            for (value, sums) in [(q_gain, dq), (k_gain, dk)] {
-                sink.add(value, tensor(sums.iter().map(|&v| v as f32).collect(), d_head)?)?;
-            }
+        let sums = [g.gains, g.biases].into_iter().flatten().flat_map(|(dq, dk)| [dq, dk]);
+        for (value, sums) in captured.iter().zip(sums) {
+            sink.add(value, tensor(sums.iter().map(|&v| v as f32).collect(), d_head)?)?;
         }
         Ok(())
     }))
@@ -121,42 +213,73 @@ pub fn attention_composed(
     k: &Value,
     v: &Value,
     qk_norm: Option<QkNormSpec>,
-    spec: AttentionSpec,
+    spec: &AttentionSpec,
     mut inner: impl FnMut(Inner, Tensor) -> Result<Tensor>,
 ) -> Result<Value> {
-    let mut inputs = vec![q, k, v];
-    let eps = qk_norm.as_ref().map(|n| n.eps);
-    if let Some(n) = &qk_norm {
-        inputs.extend([n.q_gain, n.k_gain]);
-    }
+    let norm = qk_norm.as_ref().map_or(Vec::new(), QkNormSpec::values);
+    let inputs: Vec<&Value> = [q, k, v].into_iter().chain(&norm).collect();
+    let eps = qk_norm.as_ref().map_or(0.0, |n| n.eps);
     let (sequences, tokens, width) = q.tensor().dims3()?;
-    let (heads, d_head) = (spec.heads, width / spec.heads);
+    let (heads, kv_heads, d_head) = (spec.heads, spec.kv_heads, width / spec.heads);
     tape.compose(&inputs, |t| {
-        let split = |x: &Tensor| x.reshape((sequences, tokens, heads, d_head));
-        let heads_first = |x: &Tensor| split(x)?.transpose(1, 2)?.contiguous();
+        let split = |x: &Tensor, heads: usize| x.reshape((sequences, tokens, heads, d_head));
         let (mut q, mut k) = (t[0].clone(), t[1].clone());
-        if let Some(eps) = eps {
-            let normalise = |x: &Tensor, gain: &Tensor| -> Result<Tensor> {
-                let x = split(x)?;
-                let rms = x.sqr()?.mean_keepdim(D::Minus1)?.sqrt()?;
-                x.broadcast_div(&(rms + eps)?)?.broadcast_mul(gain)?.reshape((sequences, tokens, width))
-            };
-            q = inner(Inner::QNorm, normalise(&q, &t[3])?)?;
-            k = inner(Inner::KNorm, normalise(&k, &t[4])?)?;
+        if let [q_gain, k_gain, biases @ ..] = &t[3..] {
+            let bias = |i: usize| biases.get(i);
+            q = inner(Inner::QNorm, normalised(&split(&q, heads)?, q_gain, bias(0), eps)?)?;
+            k = inner(Inner::KNorm, normalised(&split(&k, kv_heads)?, k_gain, bias(1), eps)?)?;
         }
-        let (q, k, v) = (heads_first(&q)?, heads_first(&k)?, heads_first(&t[2])?);
-        let scores = (q.matmul(&k.t()?.contiguous()?)? * (1.0 / (d_head as f64).sqrt()))?;
+        let (mut q, mut k) = (split(&q, heads)?, split(&k, kv_heads)?);
+        if let Some(rope) = &spec.rope {
+            (q, k) = (rope.composed(&q)?, rope.composed(&k)?);
+        }
+        let k = shared_by_heads(&k, heads)?;
+        let v = shared_by_heads(&split(&t[2], kv_heads)?, heads)?;
+        let heads_first = |x: &Tensor| x.transpose(1, 2)?.contiguous();
+        let (q, k, v) = (heads_first(&q)?, heads_first(&k)?, heads_first(&v)?);
+        let mut scores = (q.matmul(&k.t()?.contiguous()?)? * (1.0 / (d_head as f64).sqrt()))?;
+        if spec.softcap > 0.0 {
+            scores = ((scores / spec.softcap)?.tanh()? * spec.softcap)?;
+        }
         let mut scores = inner(Inner::Scores, scores)?;
         if spec.causal {
             scores =
                 scores.broadcast_add(&causal_mask(tokens, scores.dtype())?.to_device(scores.device())?)?;
         }
-        let peak = scores.max_keepdim(D::Minus1)?.detach();
-        let exp = scores.broadcast_sub(&peak)?.exp()?;
-        let probs = exp.broadcast_div(&exp.sum_keepdim(D::Minus1)?)?;
-        let probs = inner(Inner::Probs, probs)?;
+        let mut probs = inner(Inner::Probs, spec.softmax.composed(&scores)?)?;
+        if let Some(dropout) = spec.dropout {
+            probs = (&probs * dropout.mask(probs.dims(), probs.dtype())?)?;
+        }
         probs.matmul(&v)?.transpose(1, 2)?.reshape((sequences, tokens, width))
     })
+}
+
+/// QK-norm of x (sequences, tokens, heads, d_head), merged again.
+fn normalised(x: &Tensor, gain: &Tensor, bias: Option<&Tensor>, eps: f64) -> Result<Tensor> {
+    let (sequences, tokens, heads, d_head) = x.dims4()?;
+    let y = match bias {
+        None => {
+            let rms = x.sqr()?.mean_keepdim(D::Minus1)?.sqrt()?;
+            x.broadcast_div(&(rms + eps)?)?.broadcast_mul(gain)?
+        }
+        Some(bias) => {
+            let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
+            let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
+            centred.broadcast_div(&(variance + eps)?.sqrt()?)?.broadcast_mul(gain)?.broadcast_add(bias)?
+        }
+    };
+    y.reshape((sequences, tokens, heads * d_head))
+}
+
+/// x (sequences, tokens, kv_heads, d_head) with each head repeated for the query heads that share it.
+pub(super) fn shared_by_heads(x: &Tensor, heads: usize) -> Result<Tensor> {
+    let (sequences, tokens, kv_heads, d_head) = x.dims4()?;
+    if kv_heads == heads {
+        return Ok(x.clone());
+    }
+    let group = heads / kv_heads;
+    let repeated = x.unsqueeze(3)?.broadcast_as((sequences, tokens, kv_heads, group, d_head))?;
+    repeated.contiguous()?.reshape((sequences, tokens, heads, d_head))
 }
 
 /// 0 where a token may look, -1e30 after it: far below any score, and finite, so that 0 · mask stays 0.

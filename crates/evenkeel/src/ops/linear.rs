@@ -2,7 +2,7 @@
 //!
 //! Backward, with dz = dy · act'(z) or dz = β dy: dx = dz W, dW += dzᵀ x, db += Σ dz, dstream = dy.
 
-use super::all_fast;
+use super::{Activation, all_fast};
 use crate::slices::{slice, tensor, with_slice_mut};
 use crate::tape::{Sink, Tape, Value};
 use candle_core::{Result, Tensor, bail};
@@ -10,37 +10,6 @@ use evenkeel_kernels::activation;
 use evenkeel_kernels::gemm::{Compute, View, Write, gemm, gemm_new};
 use evenkeel_kernels::threads::{PIECE, for_row_pieces, map_row_pieces};
 use evenkeel_kernels::xent::scale_in_place;
-use serde::{Deserialize, Serialize};
-
-/// The nonlinearity between the two matrices of an MLP.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Activation {
-    /// max(0, x)
-    Relu,
-    /// x Φ(x)
-    Gelu,
-    /// x Φ(x) by the tanh approximation
-    GeluTanh,
-}
-
-impl Activation {
-    fn kernel(self) -> activation::Activation {
-        match self {
-            Activation::Relu => activation::Activation::Relu,
-            Activation::Gelu => activation::Activation::Gelu,
-            Activation::GeluTanh => activation::Activation::GeluTanh,
-        }
-    }
-
-    fn composed(self, x: &Tensor) -> Result<Tensor> {
-        match self {
-            Activation::Relu => x.relu(),
-            Activation::Gelu => x.gelu_erf(),
-            Activation::GeluTanh => x.gelu(),
-        }
-    }
-}
 
 /// `act(x Wᵀ + b)`.
 ///

@@ -5,22 +5,32 @@
 //! differentiated by candle. The composition stands in the same file: it is the documentation of the kernel,
 //! and the tests at the bottom of `ops` hold the two to each other, values and gradients, over odd shapes.
 
+mod activation;
 mod attention;
+mod dropout;
 mod embedding;
+mod gate;
 mod head;
 mod linear;
 mod norm;
 mod residual;
+mod rope;
+mod shaped;
 
 #[cfg(test)]
 mod tests;
 
-pub use attention::{AttentionSpec, Inner, QkNormSpec, attention, attention_composed};
+pub use activation::{Activation, gated_unit};
+pub use attention::{AttentionSpec, Inner, QkNormSpec, Softmax, attention, attention_composed};
+pub use dropout::{Dropout, dropout};
 pub use embedding::embedding;
+pub use gate::{constant_logits, gate_by, gate_logits, gate_network, openness, sigmoid_gate};
 pub use head::{head_cross_entropy, head_logits};
-pub use linear::{Activation, linear, linear_onto};
-pub use norm::{NormSpec, norm};
+pub use linear::{linear, linear_onto};
+pub use norm::{NormSpec, dynamic_tanh, norm};
 pub use residual::{residual, scale};
+pub use rope::Rope;
+pub use shaped::shaped;
 
 use crate::slices::is_fast;
 use crate::tape::Value;

@@ -1,4 +1,5 @@
-//! LayerNorm, RMSNorm and SRMSNorm over the last axis; formulas in `evenkeel_kernels::norm`.
+//! LayerNorm, RMSNorm and SRMSNorm over the last axis; formulas in `evenkeel_kernels::norm`. And DyT, which stands where
+//! a norm stands and normalises nothing.
 
 use super::all_fast;
 use super::linear::flat;
@@ -80,4 +81,15 @@ fn composed(x: &Tensor, gain: Option<&Tensor>, bias: Option<&Tensor>, spec: Norm
         y = y.broadcast_add(bias)?;
     }
     Ok(y)
+}
+
+/// `tanh(α x) · gain + bias` with a scalar α: Dynamic Tanh. Composed only.
+///
+/// # Errors
+/// If shapes disagree.
+pub fn dynamic_tanh(tape: &Tape, x: &Value, alpha: &Value, gain: &Value, bias: &Value) -> Result<Value> {
+    let _span = tape.span("norm");
+    tape.compose(&[x, alpha, gain, bias], |t| {
+        t[0].broadcast_mul(&t[1])?.tanh()?.broadcast_mul(&t[2])?.broadcast_add(&t[3])
+    })
 }

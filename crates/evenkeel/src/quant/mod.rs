@@ -26,7 +26,9 @@ pub enum QuantError {
         known: String,
     },
     /// A block whose quantiser places are not settled.
-    #[error("quantising a model with norm_position = \"post\" is not supported yet")]
+    #[error(
+        "quantising a model whose norms stand on the stream (norm_position = \"post\" or \"post_stream\") is not supported yet"
+    )]
     PostNorm,
     /// No calibration batch.
     #[error("calibration needs at least one batch")]

@@ -51,7 +51,12 @@ impl Scheme {
 
 /// Whether this model has an activation quantiser at `site`.
 pub fn has_quantiser(config: &ModelConfig, site: Site) -> bool {
-    let scaled = config.beta.resolve(config.depth) != 1.0 || config.beta_trainable;
+    // Without a skip there is no β, and the branch's output is what goes on.
+    let scaled = config.has_beta()
+        && match site.place {
+            Place::AttnOut | Place::AttnBranch => config.attn_skip().is_some(),
+            _ => config.mlp_skip().is_some(),
+        };
     let attn_norm = site.layer.is_some_and(|l| config.attn_norm(l) != Norm::None);
     match site.place {
         Place::Embed
@@ -70,13 +75,16 @@ pub fn has_quantiser(config: &ModelConfig, site: Site) -> bool {
         Place::AttnOut | Place::MlpOut => !scaled,
         Place::AttnBranch | Place::MlpBranch => scaled,
         Place::FinalNorm => config.final_norm != Norm::None,
-        Place::Logits => false,
+        // Gates stay in float.
+        Place::AttnGate | Place::Logits => false,
     }
 }
 
-/// Whether a parameter is quantised as a weight: matrices and norm gains, not head, biases, β and α.
+/// Whether a parameter is quantised as a weight: matrices and norm gains; not head, attention gates, biases, and scalars
+/// such as β and α.
 pub fn is_quantised_weight(name: &str) -> bool {
-    name != "head.weight" && (name.ends_with(".weight") || name.ends_with(".gain"))
+    let matrix = name.ends_with(".weight") && name != "head.weight" && !name.contains(".attn.gate.");
+    matrix || name.ends_with("norm.gain")
 }
 
 /// A copy of the model with its weights rounded to their grids, and the grids by name. A tied head stays float.
@@ -288,7 +296,7 @@ pub fn quantize(
     if calibration.is_empty() {
         return Err(QuantError::NoCalibration.into());
     }
-    if model.config().norm_position == NormPosition::Post {
+    if model.config().norm_position != NormPosition::Pre {
         return Err(QuantError::PostNorm.into());
     }
     let total = calibration.len() as u64 + blocks.blocks();

@@ -3,7 +3,7 @@
 use crate::config::RunConfig;
 use crate::error::Result;
 use crate::model::Transformer;
-use crate::model::config::{ModelConfig, Norm};
+use crate::model::config::{AttentionMatrix, Gate, ModelConfig, Nonlinearity, Norm, ValueInit};
 use crate::ops::Activation;
 use crate::tape::Recompute;
 use serde::Serialize;
@@ -66,14 +66,27 @@ pub fn plan_memory(config: &RunConfig) -> Result<MemoryPlan> {
 
 /// Scalars kept for the backward per token inside an attention branch and an MLP branch, the stream not counted.
 fn kept_per_token(c: &ModelConfig) -> (usize, usize) {
-    let norm = if c.norm == Norm::None { 0 } else { c.width };
+    let d = c.width;
+    let when = |condition: bool, scalars: usize| if condition { scalars } else { 0 };
+    let norm = when(c.norm != Norm::None, d);
     // A learned β needs what it multiplies for its gradient; with a fixed one the branch joins the stream at once.
-    let branch = if c.beta_trainable { c.width } else { 0 };
-    let alpha = if c.alpha == 1.0 && !c.alpha_trainable { 0 } else { c.width };
-    // ReLU's gradient is told from its output; the others need their input too.
-    let hidden = c.hidden() * if c.activation == Activation::Relu { 1 } else { 2 };
-    // q, k, v, their weighted sum, and log Σ exp of each head.
-    (norm + 4 * c.width + c.heads + branch, norm + alpha + hidden + branch)
+    let branch = when(c.beta_trainable, d);
+    let alpha = when(c.alpha != 1.0 || c.alpha_trainable, d);
+    // ReLU's gradient is told from its output; the others need their input too, and a gated unit both of its inputs.
+    let hidden = c.hidden()
+        * match c.activation {
+            Nonlinearity::Gated(_) => 3,
+            Nonlinearity::Plain(Activation::Relu | Activation::LeakyRelu(_)) => 1,
+            Nonlinearity::Plain(_) => 2,
+        };
+    // q, their weighted values, k and v, and log Σ exp of each head.
+    let kernel = 2 * d + 2 * c.kv_heads() * c.d_head() + c.heads;
+    // Composed: the context before the gate or the other terms, and with dropout a handful of T × T matrices per head.
+    let gate = when(c.gate != Gate::None, d + c.heads);
+    let shaped = when(c.attention_matrix == AttentionMatrix::Shaped, 3 * d);
+    let identity = when(c.value_init == ValueInit::Identity, 4 * d);
+    let dropped = when(c.dropout_attention > 0.0, 6 * c.heads * c.context);
+    (norm + kernel + gate + shaped + identity + dropped + branch, norm + alpha + hidden + branch)
 }
 
 /// Largest resident set of this process so far, in bytes, where the system tells (Linux).

@@ -12,8 +12,9 @@ use crate::metrics::{KurtosisSummary, Metrics, MetricsTap, summarise};
 use crate::model::Transformer;
 use crate::names::NameFilter;
 use crate::optim::{self, Optimizer, Schedule, Slot, State, groups};
+use crate::random;
 use crate::tap::{NoTap, Site, Tap};
-use crate::tape::{Gradients, Tape};
+use crate::tape::{Gradients, Noise, Tape};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -221,9 +222,11 @@ impl Trainer {
         };
         self.gradients.clear();
         let mut loss = 0.0;
+        let mut noise = Noise { key: random::key(&[self.config.train.seed, self.step]), first_sequence: 0 };
         for part in batch.micro(micro) {
             let share = part.sequences as f64 / batch.sequences as f64;
-            let tape = Tape::recording_as(self.config.train.execution());
+            let tape = Tape::recording_as(self.config.train.execution()).with_noise(noise);
+            noise.first_sequence += part.sequences;
             let value = self.model.loss(&tape, tap, part.inputs, part.targets, part.sequences)?;
             loss += share * value.tensor().to_scalar::<f32>()? as f64;
             tape.backward(&value, share, &mut self.gradients)?;

@@ -1,0 +1,189 @@
+//! One row of attention scores to probabilities, and the way back.
+//!
+//! With scaled scores s, capped to C tanh(s / C) if there is a cap: `p = exp(s - lse)`, where lse = log Σ exp over the
+//! keys that are seen, and over a null slot of score 0 if there is one. Clipped probabilities are
+//! `P = clip((η - γ) p + γ, 0, 1)`.
+//!
+//! Backward, with dP the gradient of the probabilities: dp = (η - γ) dP where P is not clipped, ds = p (dp - Σ p dp),
+//! and for the cap ds (1 - tanh²). Without clipping Σ p dp is the product of the output and its gradient, which costs a
+//! row of d_head instead of one of keys; the null slot adds nothing to it, since its value is 0.
+
+use crate::isa::multiversion;
+use crate::math;
+
+/// How scores become probabilities.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub enum Softmax {
+    /// exp(s) / Σ exp(s).
+    #[default]
+    Standard,
+    /// exp(s) / (1 + Σ exp(s)): a slot of score and value 0 beside the keys.
+    NullSlot,
+    /// clip((η - γ) softmax + γ, 0, 1), γ at most 0 and η at least 1.
+    Clipped {
+        /// γ
+        gamma: f32,
+        /// η
+        eta: f32,
+    },
+}
+
+/// What happens to a row of raw products q · k.
+#[derive(Clone, Copy)]
+pub(super) struct ScoreRow {
+    pub(super) scale: f32,
+    pub(super) softcap: f32,
+    pub(super) softmax: Softmax,
+}
+
+impl ScoreRow {
+    /// Raw products to probabilities in place; entries from `visible` on become 0. Returns log Σ exp.
+    pub(super) fn forward(self, row: &mut [f32], visible: usize) -> f32 {
+        let mut scale = self.scale;
+        if self.softcap > 0.0 {
+            cap(&mut row[..visible], scale, self.softcap);
+            scale = 1.0;
+        }
+        let lse = softmax_row(row, visible, scale, self.softmax == Softmax::NullSlot);
+        if let Softmax::Clipped { gamma, eta } = self.softmax {
+            clip(&mut row[..visible], gamma, eta);
+        }
+        lse
+    }
+
+    /// `scores`, raw products, becomes probabilities; `d_probs` becomes the gradient of the raw products. `dot` is the
+    /// product of the output's row and its gradient.
+    pub(super) fn backward(
+        self,
+        scores: &mut [f32],
+        d_probs: &mut [f32],
+        visible: usize,
+        lse: f32,
+        dot: f32,
+    ) {
+        if self.softcap > 0.0 {
+            cap(&mut scores[..visible], self.scale, self.softcap);
+            // The cap's derivative, 1 - (s / C)², belongs to ds: everything before is linear in it.
+            let slopes: Vec<f32> =
+                scores[..visible].iter().map(|s| 1.0 - (s / self.softcap) * (s / self.softcap)).collect();
+            self.uncapped_backward(scores, d_probs, visible, 1.0, lse, dot);
+            for (d, slope) in d_probs[..visible].iter_mut().zip(slopes) {
+                *d *= slope * self.scale;
+            }
+        } else {
+            self.uncapped_backward(scores, d_probs, visible, self.scale, lse, dot);
+        }
+    }
+
+    fn uncapped_backward(
+        self,
+        scores: &mut [f32],
+        d_probs: &mut [f32],
+        visible: usize,
+        scale: f32,
+        lse: f32,
+        dot: f32,
+    ) {
+        match self.softmax {
+            Softmax::Standard | Softmax::NullSlot => {
+                softmax_row_backward(scores, d_probs, visible, scale, lse, dot);
+            }
+            Softmax::Clipped { gamma, eta } => {
+                clipped_row_backward(scores, d_probs, visible, scale, lse, gamma, eta);
+            }
+        }
+    }
+}
+
+multiversion! {
+    fn cap(row: &mut [f32], scale: f32, softcap: f32) {
+        for v in row {
+            *v = softcap * math::tanh(*v * scale / softcap);
+        }
+    }
+}
+
+multiversion! {
+    fn clip(row: &mut [f32], gamma: f32, eta: f32) {
+        for v in row {
+            let stretched = (eta - gamma) * *v + gamma;
+            // Written so that NaN stays NaN.
+            *v = if stretched < 0.0 { 0.0 } else if stretched > 1.0 { 1.0 } else { stretched };
+        }
+    }
+}
+
+multiversion! {
+    fn softmax_row(row: &mut [f32], visible: usize, scale: f32, null_slot: bool) -> f32 {
+        let (seen, hidden) = row.split_at_mut(visible);
+        let mut peak = math::max(seen) * scale;
+        if null_slot && peak < 0.0 {
+            peak = 0.0;
+        }
+        for v in seen.iter_mut() {
+            *v = math::exp(*v * scale - peak);
+        }
+        let mut sum = math::sum_by(seen, |v| v);
+        if null_slot {
+            sum += math::exp(-peak);
+        }
+        let inv = 1.0 / sum;
+        for v in seen.iter_mut() {
+            *v *= inv;
+        }
+        hidden.fill(0.0);
+        peak + sum.ln()
+    }
+}
+
+multiversion! {
+    fn softmax_row_backward(
+        scores: &mut [f32],
+        d_probs: &mut [f32],
+        visible: usize,
+        scale: f32,
+        lse: f32,
+        dot: f32,
+    ) {
+        let n = scores.len();
+        let (seen, hidden) = scores.split_at_mut(visible);
+        let (d_seen, d_hidden) = d_probs[..n].split_at_mut(visible);
+        for (s, d) in seen.iter_mut().zip(d_seen) {
+            let p = math::exp(*s * scale - lse);
+            *s = p;
+            *d = p * (*d - dot) * scale;
+        }
+        hidden.fill(0.0);
+        d_hidden.fill(0.0);
+    }
+}
+
+multiversion! {
+    fn clipped_row_backward(
+        scores: &mut [f32],
+        d_probs: &mut [f32],
+        visible: usize,
+        scale: f32,
+        lse: f32,
+        gamma: f32,
+        eta: f32,
+    ) {
+        let n = scores.len();
+        let stretch = eta - gamma;
+        let (seen, hidden) = scores.split_at_mut(visible);
+        let (d_seen, d_hidden) = d_probs[..n].split_at_mut(visible);
+        for (s, d) in seen.iter_mut().zip(d_seen.iter_mut()) {
+            *s = math::exp(*s * scale - lse);
+            let stretched = stretch * *s + gamma;
+            *d = if stretched < 0.0 || stretched > 1.0 { 0.0 } else { stretch * *d };
+        }
+        let dot = math::sum_by2(seen, d_seen, |p, d| p * d);
+        for (s, d) in seen.iter_mut().zip(d_seen) {
+            *d = *s * (*d - dot) * scale;
+            let stretched = stretch * *s + gamma;
+            *s = if stretched < 0.0 { 0.0 } else if stretched > 1.0 { 1.0 } else { stretched };
+        }
+        hidden.fill(0.0);
+        d_hidden.fill(0.0);
+    }
+}

@@ -1,0 +1,390 @@
+//! The choices that a block is made of: enums, their names in configuration files, and the sources they come from.
+//!
+//! A choice with numbers is written as a call, `leaky_relu(0.01)` or `clipped(-0.03, 1)`.
+
+use crate::ops::{Activation, Softmax};
+use serde::{Deserialize, Serialize};
+
+/// A normalisation over channels; ε = `norm_eps` inside the root.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Norm {
+    /// LayerNorm with gain and bias.
+    Layer,
+    /// RMSNorm with gain.
+    Rms,
+    /// RMSNorm without parameters.
+    Srms,
+    /// RMSNorm with one scalar gain (SSNorm of OSP, arXiv 2506.19697).
+    Ss,
+    /// No statistics at all: tanh(α x) · gain + bias with scalar α (Dynamic Tanh, arXiv 2503.10622).
+    Dyt,
+    /// No norm.
+    None,
+}
+
+/// Where a block's norms stand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NormPosition {
+    /// On the branch's input: x ← x + f(N(x)).
+    Pre,
+    /// On the sum of stream and branch: x ← N(x + f(x)).
+    Post,
+    /// On the stream, before branch and skip part: x ← N(x), then x ← x + f(x) (the paper's authors' `post`).
+    PostStream,
+}
+
+/// How the two branches of a block are joined to the stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Branches {
+    /// Attention first, the MLP reads what it left.
+    Sequential,
+    /// Both read the same normalised stream (GPT-J).
+    Parallel,
+    /// Both read the same stream, each through its own norm (GPT-NeoX, Pythia).
+    ParallelTwoNorms,
+}
+
+impl Branches {
+    /// Whether both branches read the stream as it enters the block.
+    pub fn parallel(self) -> bool {
+        self != Branches::Sequential
+    }
+}
+
+/// Norm of queries and keys, per head over its channels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum QkNorm {
+    /// None: scores are free to grow.
+    None,
+    /// RMSNorm with one gain vector shared by all heads, ε outside the root.
+    Rms,
+    /// LayerNorm with one gain and one bias vector shared by all heads, ε inside the root.
+    Layer,
+}
+
+/// What multiplies the values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AttentionMatrix {
+    /// The probabilities P.
+    Softmax,
+    /// a I + b P - c C per head, with the uniform causal matrix C and learned a, b, c (Noci et al., arXiv 2306.17759;
+    /// He and Hofmann, arXiv 2311.01906): the identity at the start, when queries start at zero.
+    Shaped,
+}
+
+/// How the value and output projections of attention are parametrised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ValueInit {
+    /// A random matrix.
+    Random,
+    /// s x + r (x Wᵀ + b) with learned scalars s and r and W = 0 at the start: the identity.
+    Identity,
+}
+
+/// How the query projection starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum QueryInit {
+    /// As every other matrix.
+    Random,
+    /// At zero, so that attention starts uniform.
+    Zero,
+}
+
+/// A sigmoid gate on each head's weighted values before the heads are merged (Bondarenko et al., arXiv 2306.12929). One
+/// that averages over the sequence would see the future, so there is none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Gate {
+    /// No gate.
+    None,
+    /// One number per head, whatever the input.
+    PerHead,
+    /// Linear in the head's own channels of the attention input.
+    PerToken,
+    /// A small ReLU network of the head's own channels.
+    Mlp,
+    /// Linear in all channels, one number per head.
+    AllFeatures,
+    /// Linear in all channels, one number per channel (Qiu et al., arXiv 2505.06708).
+    Elementwise,
+}
+
+/// How a token's position enters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Positions {
+    /// A learned vector per position, added to the token's.
+    Learned,
+    /// Queries and keys are rotated by angles that grow with the position (Su et al., arXiv 2104.09864).
+    Rope,
+    /// Nothing but the causal mask.
+    None,
+}
+
+/// A linear map of the block, as named by `biases`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Projection {
+    /// Queries.
+    Q,
+    /// Keys.
+    K,
+    /// Values.
+    V,
+    /// Attention output.
+    Out,
+    /// First MLP matrix.
+    Up,
+    /// Second MLP matrix.
+    Down,
+    /// The matrix of a gated MLP that goes through the nonlinearity.
+    Gate,
+}
+
+/// The gain on both branches of every block.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged, expecting = "expected a number or \"inv_sqrt_depth\"")]
+pub enum Beta {
+    /// A number.
+    Value(f64),
+    /// A rule.
+    Rule(BetaRule),
+}
+
+/// Rules for β.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BetaRule {
+    /// 1/√depth.
+    InvSqrtDepth,
+}
+
+impl Beta {
+    /// The number, for a model of `depth` blocks.
+    pub fn resolve(self, depth: usize) -> f64 {
+        match self {
+            Beta::Value(value) => value,
+            Beta::Rule(BetaRule::InvSqrtDepth) => 1.0 / (depth as f64).sqrt(),
+        }
+    }
+}
+
+/// A choice that is written as a word or as a call with numbers.
+macro_rules! written_as_text {
+    ($type:ty) => {
+        impl TryFrom<String> for $type {
+            type Error = String;
+            fn try_from(text: String) -> Result<Self, String> {
+                let (name, numbers) = call(&text).unwrap_or(("", Vec::new()));
+                Self::named(name, &numbers).ok_or_else(|| format!("{}, not \"{text}\"", Self::CHOICES))
+            }
+        }
+        impl From<$type> for String {
+            fn from(value: $type) -> String {
+                value.to_string()
+            }
+        }
+    };
+}
+
+/// `name` or `name(1, 2)` as the name and its numbers, all finite.
+fn call(text: &str) -> Option<(&str, Vec<f64>)> {
+    let Some((name, rest)) = text.split_once('(') else { return Some((text.trim(), Vec::new())) };
+    let numbers = rest.trim_end().strip_suffix(')')?.split(',').map(|n| n.trim().parse::<f64>().ok());
+    let numbers: Vec<f64> = numbers.collect::<Option<_>>()?;
+    numbers.iter().all(|n| n.is_finite()).then_some((name.trim(), numbers))
+}
+
+/// Distribution of weight matrices at the start.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Init {
+    /// N(0, 1/fan_in); embeddings N(0, 1/width).
+    FanIn,
+    /// N(0, std²) everywhere.
+    Normal(f64),
+}
+
+written_as_text!(Init);
+
+impl Init {
+    const CHOICES: &str = "init must be \"fan_in\" or \"normal(STD)\"";
+
+    fn named(name: &str, numbers: &[f64]) -> Option<Self> {
+        match (name, numbers) {
+            ("fan_in", []) => Some(Init::FanIn),
+            ("normal", &[std]) if std >= 0.0 => Some(Init::Normal(std)),
+            _ => None,
+        }
+    }
+
+    /// Standard deviation of a matrix with this many inputs.
+    pub fn std(self, fan_in: usize) -> f64 {
+        match self {
+            Init::FanIn => 1.0 / (fan_in as f64).sqrt(),
+            Init::Normal(std) => std,
+        }
+    }
+}
+
+impl std::fmt::Display for Init {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        match self {
+            Init::FanIn => f.write_str("fan_in"),
+            Init::Normal(std) => write!(f, "normal({std})"),
+        }
+    }
+}
+
+/// How scores become probabilities.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum SoftmaxChoice {
+    /// As everywhere.
+    Standard,
+    /// clip((η - γ) softmax + γ, 0, 1) with γ = -12 / `context` and η = 1 (Bondarenko et al., their OPT runs).
+    ClippedByContext,
+    /// The same with these γ and η.
+    Clipped(f64, f64),
+    /// exp(s) / (1 + Σ exp(s)): a slot with score and value 0 beside the keys.
+    NullSlot,
+}
+
+written_as_text!(SoftmaxChoice);
+
+impl SoftmaxChoice {
+    const CHOICES: &str =
+        "softmax must be \"standard\", \"clipped\", \"clipped(GAMMA, ETA)\" or \"null_slot\"";
+
+    fn named(name: &str, numbers: &[f64]) -> Option<Self> {
+        match (name, numbers) {
+            ("standard", []) => Some(Self::Standard),
+            ("clipped", []) => Some(Self::ClippedByContext),
+            ("clipped", &[gamma, eta]) => Some(Self::Clipped(gamma, eta)),
+            ("null_slot", []) => Some(Self::NullSlot),
+            _ => None,
+        }
+    }
+
+    /// With its numbers, for a model trained on blocks of `context` tokens.
+    pub fn resolve(self, context: usize) -> Softmax {
+        match self {
+            Self::Standard => Softmax::Standard,
+            Self::ClippedByContext => Softmax::Clipped { gamma: -12.0 / context as f64, eta: 1.0 },
+            Self::Clipped(gamma, eta) => Softmax::Clipped { gamma, eta },
+            Self::NullSlot => Softmax::NullSlot,
+        }
+    }
+}
+
+impl std::fmt::Display for SoftmaxChoice {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        match self {
+            Self::Standard => f.write_str("standard"),
+            Self::ClippedByContext => f.write_str("clipped"),
+            Self::Clipped(gamma, eta) => write!(f, "clipped({gamma}, {eta})"),
+            Self::NullSlot => f.write_str("null_slot"),
+        }
+    }
+}
+
+/// What stands between the matrices of the MLP.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Nonlinearity {
+    /// act(x W_upᵀ).
+    Plain(Activation),
+    /// act(x W_gateᵀ) ⊙ x W_upᵀ (Shazeer, arXiv 2002.05202).
+    Gated(Activation),
+}
+
+written_as_text!(Nonlinearity);
+
+/// Names of the nonlinearities without numbers.
+const NONLINEARITIES: [(&str, Nonlinearity); 8] = [
+    ("relu", Nonlinearity::Plain(Activation::Relu)),
+    ("gelu", Nonlinearity::Plain(Activation::Gelu)),
+    ("gelu_tanh", Nonlinearity::Plain(Activation::GeluTanh)),
+    ("silu", Nonlinearity::Plain(Activation::Silu)),
+    ("squared_relu", Nonlinearity::Plain(Activation::SquaredRelu)),
+    ("swiglu", Nonlinearity::Gated(Activation::Silu)),
+    ("geglu", Nonlinearity::Gated(Activation::Gelu)),
+    ("reglu", Nonlinearity::Gated(Activation::Relu)),
+];
+
+impl Nonlinearity {
+    const CHOICES: &str = "activation must be \"relu\", \"leaky_relu(SLOPE)\", \"gelu\", \"gelu_tanh\", \"silu\", \
+                           \"squared_relu\", \"swiglu\", \"geglu\" or \"reglu\"";
+
+    fn named(name: &str, numbers: &[f64]) -> Option<Self> {
+        match (name, numbers) {
+            // With a negative slope the sign of the output would no longer tell that of the input.
+            ("leaky_relu", &[slope]) if slope >= 0.0 => {
+                Some(Nonlinearity::Plain(Activation::LeakyRelu(slope as f32)))
+            }
+            (name, []) => NONLINEARITIES.iter().find(|n| n.0 == name).map(|n| n.1),
+            _ => None,
+        }
+    }
+
+    /// The function itself.
+    pub fn activation(self) -> Activation {
+        match self {
+            Nonlinearity::Plain(act) | Nonlinearity::Gated(act) => act,
+        }
+    }
+
+    /// Whether a second matrix multiplies its output.
+    pub fn is_gated(self) -> bool {
+        matches!(self, Nonlinearity::Gated(_))
+    }
+}
+
+impl std::fmt::Display for Nonlinearity {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        match (self, NONLINEARITIES.iter().find(|n| n.1 == *self)) {
+            (_, Some((name, _))) => f.write_str(name),
+            (other, None) => match other.activation() {
+                Activation::LeakyRelu(slope) => write!(f, "leaky_relu({slope})"),
+                // Every other function has its names in the table.
+                act => write!(f, "{act:?}"),
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn choices_with_numbers_survive_being_written() {
+        let softmaxes = ["standard", "clipped", "clipped(-0.03, 1)", "null_slot"];
+        let activations =
+            ["relu", "leaky_relu(0.1)", "gelu_tanh", "swiglu", "geglu", "reglu", "squared_relu"];
+        for text in softmaxes {
+            assert_eq!(SoftmaxChoice::try_from(text.to_string()).unwrap().to_string(), text);
+        }
+        for text in activations {
+            assert_eq!(Nonlinearity::try_from(text.to_string()).unwrap().to_string(), text);
+        }
+        for text in ["fan_in", "normal(0.02)"] {
+            assert_eq!(Init::try_from(text.to_string()).unwrap().to_string(), text);
+        }
+        for bad in
+            ["", "normal", "normal(", "normal(x)", "normal(-1)", "normal(inf)", "fan_in(2)", "normal(1,2)"]
+        {
+            let said = Init::try_from(bad.to_string()).unwrap_err();
+            assert!(said.contains("normal(STD)") && said.ends_with(&format!("\"{bad}\"")), "{said}");
+        }
+        assert!(Nonlinearity::try_from("leaky_relu(-1)".to_string()).is_err());
+        assert!(SoftmaxChoice::try_from("clipped(1)".to_string()).is_err());
+    }
+}
