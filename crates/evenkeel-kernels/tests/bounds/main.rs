@@ -16,7 +16,7 @@ use evenkeel_kernels::gemm::{
 };
 use evenkeel_kernels::threads::Shared;
 use evenkeel_kernels::{
-    activation, attention, embedding, math, norm, optimizer, quant, stats, threads, xent,
+    activation, attention, embedding, gate, math, norm, optimizer, quant, stats, threads, xent,
 };
 use guarded::{Arena, Place};
 
@@ -119,17 +119,41 @@ fn norms() {
 
 #[test]
 fn activations() {
-    use activation::Activation::{Gelu, GeluTanh, Relu};
+    use activation::Activation::{Gelu, GeluTanh, LeakyRelu, Relu, Silu, SquaredRelu};
     for n in LENGTHS {
         let (x, dy) = (fill(n, 1), fill(n, 2));
-        for act in [Relu, Gelu, GeluTanh] {
+        for act in [Relu, LeakyRelu(0.1), Gelu, GeluTanh, Silu, SquaredRelu] {
             everywhere(&format!("{act:?} of {n}"), |arena| {
                 let (y, dx) = (arena.write(&x), arena.write(&dy));
                 activation::forward(act, y);
                 activation::backward(act, arena.read(&x), dx);
-                Bits::default().and(y).and(dx)
+                let (unit, dy, d_gate) = (arena.write(&dy), arena.write(&dy), arena.write(&dy));
+                let (gate, up) = (arena.read(&x), arena.read(&x));
+                activation::gated_forward(act, gate, up, unit);
+                activation::gated_backward(act, gate, up, dy, d_gate);
+                Bits::default().and(y).and(dx).and(unit).and(dy).and(d_gate)
             });
         }
+    }
+}
+
+#[test]
+fn gates() {
+    for channels in LENGTHS.into_iter().skip(1) {
+        let (rows, heads) = (3, 2);
+        let x = fill(rows * heads * channels, 1);
+        let (logits, weight, bias) = (fill(rows * heads, 2), fill(heads * channels, 3), fill(heads, 4));
+        everywhere(&format!("gates on {channels}"), |arena| {
+            let (xs, ls) = (arena.read(&x), arena.read(&logits));
+            let (y, dy) = (arena.write(&x), arena.write(&x));
+            gate::sigmoid_gate(y, ls, channels);
+            let d_logits = gate::sigmoid_gate_backward(xs, ls, channels, dy);
+            let (weight, bias) = (arena.read(&weight), arena.read(&bias));
+            let made = gate::gate_logits(xs, weight, bias);
+            let back = gate::gate_logits_backward(xs, weight, ls, heads);
+            let bits = Bits::default().and(y).and(dy).and(&d_logits).and(&made).and(&back.x);
+            bits.and_wide(&back.weight).and_wide(&back.bias)
+        });
     }
 }
 
@@ -150,26 +174,54 @@ fn attention_forward_and_backward() {
     for (tokens, d_head) in [(1, 1), (7, 16), (17, 7), (33, 33), (67, 5)] {
         let heads = 2;
         let n = tokens * heads * d_head;
-        let inputs: Vec<Vec<f32>> = (1..5).map(|seed| fill(n, seed)).collect();
-        let gains = [fill(d_head, 5), fill(d_head, 6)];
+        let half = d_head / 2;
+        let (cos, sin) = (fill(tokens * half, 9), fill(tokens * half, 10));
+        let gains = [fill(d_head, 5), fill(d_head, 6), fill(d_head, 7), fill(d_head, 8)];
+        let clipped = attention::Softmax::Clipped { gamma: -0.1, eta: 1.1 };
         for compute in COMPUTES {
-            for (causal, qk_norm) in [(false, true), (true, false), (true, true)] {
-                let shape =
-                    attention::Shape { sequences: 1, tokens, heads, d_head, causal, scale: 0.3, compute };
+            for (causal, qk_norm, kv_heads, softcap, softmax) in [
+                (false, 2, heads, 0.0, attention::Softmax::Standard),
+                (true, 0, heads, 0.0, attention::Softmax::Standard),
+                (true, 2, heads, 0.0, attention::Softmax::NullSlot),
+                (true, 4, 1, 0.5, attention::Softmax::Standard),
+                (true, 0, 1, 0.5, clipped),
+            ] {
+                let kv = tokens * kv_heads * d_head;
+                let inputs = [fill(n, 1), fill(kv, 2), fill(kv, 3), fill(n, 4)];
+                let shape = attention::Shape {
+                    sequences: 1,
+                    tokens,
+                    heads,
+                    kv_heads,
+                    d_head,
+                    causal,
+                    scale: 0.3,
+                    softcap,
+                    softmax,
+                    compute,
+                };
                 everywhere(&format!("{shape:?}"), |arena| {
                     let [q, k, v, d_out] = [0, 1, 2, 3].map(|i: usize| arena.read(&inputs[i]));
-                    let norm = qk_norm.then(|| attention::QkNorm {
+                    let norm = (qk_norm > 0).then(|| attention::QkNorm {
                         q_gain: arena.read(&gains[0]),
                         k_gain: arena.read(&gains[1]),
+                        biases: (qk_norm > 2).then(|| (arena.read(&gains[2]), arena.read(&gains[3]))),
                         eps: 1e-3,
                     });
+                    let rope = (kv_heads == 1).then(|| attention::Rope {
+                        cos: arena.read(&cos),
+                        sin: arena.read(&sin),
+                        half,
+                    });
+                    let norm = attention::Prepare { norm, rope };
                     let out = arena.write(&vec![0.0; n]);
                     let lse = attention::forward(shape, q, k, v, norm, out);
                     let lse = arena.read(&lse);
                     let back = attention::backward(shape, q, k, v, norm, arena.read(out), lse, d_out);
                     let bits = Bits::default().and(out).and(lse).and(&back.q).and(&back.k).and(&back.v);
                     let (q_gain, k_gain) = back.gains.unwrap_or_default();
-                    bits.and_wide(&q_gain).and_wide(&k_gain)
+                    let (q_bias, k_bias) = back.biases.unwrap_or_default();
+                    bits.and_wide(&q_gain).and_wide(&k_gain).and_wide(&q_bias).and_wide(&k_bias)
                 });
             }
         }

@@ -7,7 +7,14 @@ use evenkeel_kernels::activation::{Activation, backward, forward};
 use evenkeel_kernels::math;
 use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI, PI};
 
-const ALL: [Activation; 3] = [Activation::Relu, Activation::Gelu, Activation::GeluTanh];
+const ALL: [Activation; 6] = [
+    Activation::Relu,
+    Activation::LeakyRelu(0.1),
+    Activation::Gelu,
+    Activation::GeluTanh,
+    Activation::Silu,
+    Activation::SquaredRelu,
+];
 
 /// erf by e^(-x²) 2/√π Σ 2ⁿ x^(2n+1) / (2n+1)!!, whose terms are all of one sign: accurate to float64.
 fn erf(x: f64) -> f64 {
@@ -93,6 +100,21 @@ fn reductions_have_no_favourite_length() {
 fn reference(act: Activation, x: f64) -> [(f64, f64); 2] {
     match act {
         Activation::Relu => [(x.max(0.0), 0.0), (if x > 0.0 { 1.0 } else { 0.0 }, 0.0)],
+        Activation::LeakyRelu(slope) => {
+            let slope = if x > 0.0 { 1.0 } else { slope as f64 };
+            [(slope * x, U * x.abs()), (slope, U)]
+        }
+        Activation::SquaredRelu => {
+            let x = x.max(0.0);
+            [(x * x, U * x * x), (2.0 * x, 2.0 * U * x)]
+        }
+        Activation::Silu => {
+            // exp is 2 ulp off, the sum and the quotient half a one each.
+            let open = 1.0 / (1.0 + (-x).exp());
+            let slope = open * (1.0 + x * (1.0 - open));
+            let slope_error = open * (1.0 + x.abs()) * 12.0 * U;
+            [(x * open, x.abs() * open * 8.0 * U), (slope, slope_error)]
+        }
         Activation::Gelu => {
             let cdf = 0.5 * (1.0 + erf(x * FRAC_1_SQRT_2));
             let density = (-0.5 * x * x).exp() / (2.0 * PI).sqrt();
@@ -142,7 +164,7 @@ fn values_and_gradients_follow_the_formula() {
 
 #[test]
 fn far_from_zero_they_are_zero_or_the_identity() {
-    for act in ALL {
+    for act in [Activation::Relu, Activation::Gelu, Activation::GeluTanh] {
         for big in [20.0f32, 1e4, 1e18] {
             let mut y = [big, -big];
             forward(act, &mut y);
@@ -150,6 +172,10 @@ fn far_from_zero_they_are_zero_or_the_identity() {
             assert_eq!(slopes(act, &[big, -big], &[3.0, 3.0]), [3.0, 0.0], "{act:?}'");
         }
     }
+    // SiLU comes there later.
+    let mut y = [1e4f32, -1e4];
+    forward(Activation::Silu, &mut y);
+    assert_eq!((y, slopes(Activation::Silu, &[1e4, -1e4], &[3.0, 3.0])), ([1e4, 0.0], vec![3.0, 0.0]));
 }
 
 #[test]
@@ -172,9 +198,9 @@ fn nan_and_infinity_stay_where_they_are() {
             bad_dy[i] = f32::NAN;
             let (from_x, from_dy) = (run(&bad, &dy), run(&x, &bad_dy));
             assert!(from_x[0][i].is_nan());
-            if act == Activation::Relu {
+            if !act.backward_needs_input() {
                 // A step function of its saved output: it lets the gradient through or makes it 0.
-                assert!(from_dy[1][i].is_nan() || x[i] <= 0.0);
+                assert!(from_dy[1][i].is_nan() || x[i] <= 0.0, "{act:?}");
             } else {
                 assert!(from_x[1][i].is_nan() && from_dy[1][i].is_nan());
             }

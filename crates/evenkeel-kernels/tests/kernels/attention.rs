@@ -3,7 +3,7 @@
 use crate::common::{Bits, fill};
 use crate::reference::{Attention, wide};
 use crate::{refuses, same_on_any_threads};
-use evenkeel_kernels::attention::{Gradients, QkNorm, Shape, backward, forward};
+use evenkeel_kernels::attention::{Gradients, Prepare, QkNorm, Rope, Shape, Softmax, backward, forward};
 use evenkeel_kernels::gemm::Compute;
 
 const EPS: f32 = 1e-3;
@@ -36,7 +36,9 @@ impl Inputs {
     }
 
     fn run(&self) -> Results {
-        let norm = self.gains.as_ref().map(|(q_gain, k_gain)| QkNorm { q_gain, k_gain, eps: EPS });
+        let norm =
+            self.gains.as_ref().map(|(q_gain, k_gain)| QkNorm { q_gain, k_gain, biases: None, eps: EPS });
+        let norm = Prepare { norm, rope: None };
         let mut out = vec![f32::NAN; self.q.len()];
         let lse = forward(self.shape, &self.q, &self.k, &self.v, norm, &mut out);
         let back = backward(self.shape, &self.q, &self.k, &self.v, norm, &out, &lse, &self.d_out);
@@ -70,7 +72,102 @@ impl Inputs {
 
 fn shape(sequences: usize, tokens: usize, heads: usize, d_head: usize) -> Shape {
     let scale = 1.0 / (d_head as f32).sqrt();
-    Shape { sequences, tokens, heads, d_head, causal: true, scale, compute: Compute::F32 }
+    Shape {
+        sequences,
+        tokens,
+        heads,
+        kv_heads: heads,
+        d_head,
+        causal: true,
+        scale,
+        softcap: 0.0,
+        softmax: Softmax::Standard,
+        compute: Compute::F32,
+    }
+}
+
+/// One head of the variants, written down: out and log Σ exp of every row, for prepared queries and keys in rows.
+fn plain(s: Shape, q: &[Vec<f64>], k: &[Vec<f64>], v: &[Vec<f64>]) -> (Vec<Vec<f64>>, Vec<f64>) {
+    let row = |i: usize| {
+        let seen = if s.causal { i + 1 } else { s.tokens };
+        let scores: Vec<f64> = (0..seen)
+            .map(|j| {
+                let score = s.scale as f64 * q[i].iter().zip(&k[j]).map(|(a, b)| a * b).sum::<f64>();
+                let cap = s.softcap as f64;
+                if cap > 0.0 { cap * (score / cap).tanh() } else { score }
+            })
+            .collect();
+        let null = if s.softmax == Softmax::NullSlot { 1.0 } else { 0.0 };
+        let sum = scores.iter().map(|s| s.exp()).sum::<f64>() + null;
+        let weight = |score: f64| match s.softmax {
+            Softmax::Clipped { gamma, eta } => {
+                ((eta - gamma) as f64 * score.exp() / sum + gamma as f64).clamp(0.0, 1.0)
+            }
+            _ => score.exp() / sum,
+        };
+        let out = (0..s.d_head).map(|c| (0..seen).map(|j| weight(scores[j]) * v[j][c]).sum()).collect();
+        (out, sum.ln())
+    };
+    (0..s.tokens).map(row).unzip()
+}
+
+/// Grouped queries, rotations, caps, slots and clipping, alone and together, against the formulas in float64. Their gradients
+/// are held to candle's differentiation in the library, where these kernels have their compositions.
+#[test]
+fn variants_follow_the_formula() {
+    let clipped = Softmax::Clipped { gamma: -0.02, eta: 1.05 };
+    for tokens in [1, 17, 67] {
+        for (kv_heads, half, softcap, softmax, causal) in [
+            (4, 0, 0.0, Softmax::Standard, true),
+            (2, 0, 0.0, Softmax::Standard, false),
+            (1, 3, 0.0, Softmax::Standard, true),
+            (4, 2, 0.4, Softmax::Standard, true),
+            (4, 0, 0.0, Softmax::NullSlot, false),
+            (4, 0, 0.0, clipped, true),
+            (2, 1, 0.4, clipped, false),
+            (2, 3, 0.4, Softmax::NullSlot, true),
+        ] {
+            let s = Shape { kv_heads, softcap, softmax, causal, ..shape(2, tokens, 4, 7) };
+            let size = |heads: usize| s.sequences * tokens * heads * s.d_head;
+            let (q, k, v) = (fill(size(4), 1), fill(size(kv_heads), 2), fill(size(kv_heads), 3));
+            let angle = |t: usize, c: usize| (t * (c + 2)) as f64 * 0.3;
+            let table = |f: fn(f64) -> f64| -> Vec<f32> {
+                (0..tokens).flat_map(|t| (0..half).map(move |c| f(angle(t, c)) as f32)).collect()
+            };
+            let (cos, sin) = (table(f64::cos), table(f64::sin));
+            let rope = (half > 0).then_some(Rope { cos: &cos, sin: &sin, half });
+            let mut out = vec![f32::NAN; q.len()];
+            let lse = forward(s, &q, &k, &v, Prepare { norm: None, rope }, &mut out);
+            let rows = |x: &[f32], heads: usize, b: usize, h: usize, turned: bool| -> Vec<Vec<f64>> {
+                let row = |t: usize| {
+                    let at = ((b * tokens + t) * heads + h) * s.d_head;
+                    let x: Vec<f64> = x[at..at + s.d_head].iter().map(|&v| v as f64).collect();
+                    let mut y = x.clone();
+                    for c in (0..half).filter(|_| turned) {
+                        let (sin, cos) = angle(t, c).sin_cos();
+                        y[c] = x[c] * cos - x[c + half] * sin;
+                        y[c + half] = x[c + half] * cos + x[c] * sin;
+                    }
+                    y
+                };
+                (0..tokens).map(row).collect()
+            };
+            for b in 0..2 {
+                for h in 0..4 {
+                    let g = h / (4 / kv_heads);
+                    let (q, k) = (rows(&q, 4, b, h, true), rows(&k, kv_heads, b, g, true));
+                    let (want, want_lse) = plain(s, &q, &k, &rows(&v, kv_heads, b, g, false));
+                    for (t, (got, want)) in rows(&out, 4, b, h, false).iter().zip(&want).enumerate() {
+                        for (got, want) in got.iter().zip(want) {
+                            assert!((got - want).abs() < 2e-6, "{s:?}: {got} and {want}");
+                        }
+                        let got = lse[(b * 4 + h) * tokens + t] as f64;
+                        assert!((got - want_lse[t]).abs() < 2e-6, "{s:?}: {got} and {}", want_lse[t]);
+                    }
+                }
+            }
+        }
+    }
 }
 
 #[test]
@@ -206,12 +303,22 @@ fn threads_change_no_bit() {
 #[test]
 fn sizes_that_disagree_are_refused() {
     let s = shape(1, 4, 2, 3);
+    let (zeros, angles) = ([0.0; 24], [0.0; 3]);
+    let rope = Rope { cos: &angles, sin: &angles, half: 1 };
+    refuses("key heads that do not divide", move || {
+        forward(Shape { kv_heads: 3, ..s }, &zeros, &zeros, &zeros, Prepare::default(), &mut [0.0; 24]);
+    });
+    refuses("a short table of angles", move || {
+        let prepare = Prepare { norm: None, rope: Some(rope) };
+        forward(s, &zeros, &zeros, &zeros, prepare, &mut [0.0; 24]);
+    });
     let run = move |lengths: [usize; 6], gains: [usize; 2]| {
         move || {
             let zeros = |n: usize| vec![0.0f32; n];
             let (q, k, v) = (zeros(lengths[0]), zeros(lengths[1]), zeros(lengths[2]));
             let (q_gain, k_gain) = (zeros(gains[0]), zeros(gains[1]));
-            let norm = Some(QkNorm { q_gain: &q_gain, k_gain: &k_gain, eps: EPS });
+            let norm = Some(QkNorm { q_gain: &q_gain, k_gain: &k_gain, biases: None, eps: EPS });
+            let norm = Prepare { norm, rope: None };
             let (mut out, lse, d_out) = (zeros(lengths[3]), zeros(lengths[4]), zeros(lengths[5]));
             if lengths[4] == 8 && lengths[5] == 24 {
                 forward(s, &q, &k, &v, norm, &mut out);

@@ -96,10 +96,10 @@ fn attention(name: &'static str, c: &ModelConfig, sequences: usize, qk_norm: boo
     // Two products over the pairs of a token and itself or one before it; four in the backward pass.
     let pairs = sequences as f64 * c.context as f64 * (c.context + 1) as f64 / 2.0;
     let flop = 4.0 * pairs * c.width as f64;
-    let (spec, eps) = (AttentionSpec { heads: c.heads, causal: true }, c.qk_norm_eps);
+    let (spec, eps) = (AttentionSpec::causal(c.heads), c.qk_norm_eps);
     let run: Run = Box::new(move |tape, v| {
-        let norm = qk_norm.then(|| QkNormSpec { q_gain: &v[3], k_gain: &v[4], eps });
-        Ok(ops::attention(tape, &v[0], &v[1], &v[2], norm, spec)?)
+        let norm = qk_norm.then(|| QkNormSpec { q_gain: &v[3], k_gain: &v[4], biases: None, eps });
+        Ok(ops::attention(tape, &v[0], &v[1], &v[2], norm, &spec)?)
     });
     Ok(Case::both(name, inputs, Work::Flop(flop), Work::Flop(2.0 * flop), run))
 }

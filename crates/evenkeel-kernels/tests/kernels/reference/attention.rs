@@ -5,7 +5,7 @@
 //! sum. Everything after that is linear, so the errors are sums of the same products with absolute values.
 
 use super::{Expected, U, depth, product_bound};
-use evenkeel_kernels::attention::Shape;
+use evenkeel_kernels::attention::{Shape, Softmax};
 
 /// One call.
 #[derive(Clone)]
@@ -240,8 +240,18 @@ fn reference_gradients_are_the_derivatives_of_the_reference_forward() {
     use crate::common::fill;
     use evenkeel_kernels::gemm::Compute;
     for causal in [false, true] {
-        let shape =
-            Shape { sequences: 1, tokens: 4, heads: 2, d_head: 3, causal, scale: 0.7, compute: Compute::F32 };
+        let shape = Shape {
+            sequences: 1,
+            tokens: 4,
+            heads: 2,
+            kv_heads: 2,
+            d_head: 3,
+            causal,
+            scale: 0.7,
+            softcap: 0.0,
+            softmax: Softmax::Standard,
+            compute: Compute::F32,
+        };
         let case = Attention {
             shape,
             q: wide(&fill(24, 1)),
