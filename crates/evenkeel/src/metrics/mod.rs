@@ -4,6 +4,8 @@
 //! float64 and [`ChannelStats::metrics`] makes the figures of them. Definitions are those of He et al.,
 //! arXiv 2405.19279: kurtosis is Eq 1, the max-median ratio Eq 2.
 
+pub mod moments;
+
 use crate::names::NameFilter;
 use crate::slices::{is_fast, slice};
 use crate::tap::{Site, Tap};
