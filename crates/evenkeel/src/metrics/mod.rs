@@ -40,6 +40,27 @@ pub struct Metrics {
     pub max_abs: Option<f64>,
 }
 
+impl Metrics {
+    /// Names that [`Self::get`] answers to.
+    pub const NAMES: &[&str] = &["kurtosis", "mmr", "rms", "max_abs"];
+
+    /// Whether `name` is a metric's.
+    pub fn is_known(name: &str) -> bool {
+        Self::NAMES.contains(&name)
+    }
+
+    /// The figure of that name; `None` if it is undefined or there is no such name.
+    pub fn get(&self, name: &str) -> Option<f64> {
+        match name {
+            "kurtosis" => self.kurtosis,
+            "mmr" => self.mmr,
+            "rms" => self.rms,
+            "max_abs" => self.max_abs,
+            _ => None,
+        }
+    }
+}
+
 impl ChannelStats {
     /// Adds the rows of `x`, each of `width` channels.
     pub fn add(&mut self, x: &[f32], width: usize) {
