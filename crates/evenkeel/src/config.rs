@@ -4,7 +4,12 @@
 //! is merged as TOML tables; the defaults (written out in full by `evenkeel config show`) are also the list of
 //! known keys and of their types, so that a misspelt key is an error that names the nearest one.
 
+mod telemetry;
+
+pub use telemetry::{AlarmAction, AlarmConfig, GramScope, TelemetryConfig};
+
 use crate::error::Hint;
+use crate::metrics::Metrics;
 use crate::model::{self, ModelConfig};
 use crate::names::NameFilter;
 use crate::optim::{OptimConfig, OptimizerName};
@@ -68,6 +73,12 @@ pub enum ConfigError {
         /// All names.
         known: String,
     },
+    /// An `[[alarm]]` that cannot be watched for.
+    #[error("{problem}")]
+    Alarm {
+        /// A sentence that names the table and the key.
+        problem: String,
+    },
     /// `--set` without a key and a value.
     #[error("`{text}` is not of the form key.path=value")]
     Assignment {
@@ -84,7 +95,15 @@ impl Hint for ConfigError {
                     .into()
             }
             ConfigError::Syntax { .. } => {
-                "strings need quotes, tables are [model], [data], [optim], [train], [telemetry]".into()
+                "strings need quotes, tables are [model], [data], [optim], [train], [telemetry], [[alarm]]"
+                    .into()
+            }
+            // Not among the defaults that `config show` prints: there is no alarm by default.
+            ConfigError::Alarm { .. } => alarm_hint(),
+            ConfigError::UnknownKey { key, .. } | ConfigError::Type { key, .. }
+                if key.starts_with("alarm") =>
+            {
+                alarm_hint()
             }
             ConfigError::UnknownKey { .. } | ConfigError::Type { .. } => {
                 "`evenkeel config show op` prints every key with its default".into()
@@ -99,6 +118,13 @@ impl Hint for ConfigError {
             ConfigError::Assignment { .. } => "write --set optim.lr_peak=3e-3, without spaces".into(),
         }
     }
+}
+
+fn alarm_hint() -> String {
+    format!(
+        "write for example [[alarm]] metric = \"kurtosis\", above = 10.0, action = \"stop\"; metrics are {}",
+        Metrics::NAMES.join(", ")
+    )
 }
 
 /// The table `[data]`.
@@ -148,15 +174,6 @@ impl TrainConfig {
     }
 }
 
-/// The table `[telemetry]`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct TelemetryConfig {
-    /// Steps between measurements; 0 turns them off.
-    pub stats_every_steps: u64,
-    /// Globs over site names.
-    pub sites: Vec<String>,
-}
-
 /// Everything that determines a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunConfig {
@@ -173,6 +190,10 @@ pub struct RunConfig {
     pub train: TrainConfig,
     /// What is watched.
     pub telemetry: TelemetryConfig,
+    /// What is done about it. In files: `[[alarm]]`.
+    // Left out where there are none: below `alarm = []` a file could not have an [[alarm]].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub alarm: Vec<AlarmConfig>,
 }
 
 impl RunConfig {
@@ -206,10 +227,8 @@ impl RunConfig {
                 guard_loss_factor: 1.5,
                 guard_patience_steps: 20,
             },
-            telemetry: TelemetryConfig {
-                stats_every_steps: 10,
-                sites: vec!["embed".into(), "blocks.*.resid".into()],
-            },
+            telemetry: TelemetryConfig::default(),
+            alarm: Vec::new(),
         })
     }
 
@@ -265,9 +284,18 @@ impl RunConfig {
         }
         let defaults = Self::defaults(&preset, optimizer)?;
         let mut table = to_table(&defaults)?;
+        table.insert("alarm".into(), Value::Array(Vec::new()));
         overlay(&mut table, user, "")?;
+        if let Some(Value::Array(alarms)) = table.get_mut("alarm") {
+            *alarms = telemetry::complete_alarms(std::mem::take(alarms))?;
+        }
         let mut config: RunConfig = serde_path_to_error::deserialize(Value::Table(table)).map_err(|e| {
-            ConfigError::Value { problem: format!("`{}` cannot be used: {}", e.path(), one_line(e.inner())) }
+            let (path, problem) = (e.path().to_string(), one_line(e.inner()));
+            let problem = format!("`{path}` cannot be used: {problem}");
+            match path.starts_with("alarm") {
+                true => ConfigError::Alarm { problem },
+                false => ConfigError::Value { problem },
+            }
         })?;
         config.init_from = init_from;
         config.validate()?;
@@ -340,10 +368,11 @@ impl RunConfig {
                 return refuse(&format!("optim.{key} must lie between 0 and 1, not {value}"));
             }
         }
-        for patterns in std::iter::once(&self.telemetry.sites).chain(o.group.iter().map(|g| &g.patterns)) {
-            NameFilter::new(patterns).map_err(|e| ConfigError::Value { problem: e.to_string() })?;
+        for group in &o.group {
+            NameFilter::new(&group.patterns).map_err(|e| ConfigError::Value { problem: e.to_string() })?;
         }
-        Ok(())
+        self.telemetry.validate()?;
+        telemetry::validate_alarms(&self.alarm, &self.telemetry)
     }
 }
 
@@ -517,6 +546,56 @@ mod tests {
         assert!(message("[train]\nsteps = 0").contains("train.steps"));
         assert!(message("[model]\nnorm = 'lyer'").contains("lyer"));
         assert!(Override::parse("novalue").is_err());
+    }
+
+    #[test]
+    fn alarms_are_completed_kept_and_absent_by_default() {
+        let defaults = RunConfig::defaults("op", OptimizerName::Soap).unwrap().to_toml().unwrap();
+        assert!(!defaults.contains("alarm"), "{defaults}");
+        let file = "[[alarm]]\nmetric = 'kurtosis'\nabove = 10\n\
+                    [[alarm]]\nmetric = 'rms'\nabove = 2.5\nsites = ['final_norm']\npatience = 3\naction = 'stop'";
+        let config = load(file).unwrap();
+        assert_eq!(
+            config.alarm[0],
+            AlarmConfig {
+                metric: "kurtosis".into(),
+                sites: vec!["embed".into(), "blocks.*.resid".into()],
+                above: 10.0,
+                patience: 1,
+                action: AlarmAction::Log,
+            }
+        );
+        assert_eq!((config.alarm[1].patience, config.alarm[1].action), (3, AlarmAction::Stop));
+        assert_eq!(config.telemetry.measured_sites(&config.alarm).last().unwrap(), "final_norm");
+        assert_eq!(load(&config.to_toml().unwrap()).unwrap(), config);
+        let set = Override::parse("alarm=[{metric='mmr', above=4}]").unwrap();
+        let over = RunConfig::from_table(file.parse().unwrap(), &[set]).unwrap();
+        assert_eq!((over.alarm.len(), over.alarm[0].metric.as_str()), (1, "mmr"));
+    }
+
+    #[test]
+    fn bad_alarms_name_what_is_near() {
+        let error = |keys: &str| load(&format!("[[alarm]]\n{keys}")).unwrap_err();
+        for (keys, part) in [
+            ("metric = 'kurtosi'\nabove = 1", "the nearest is \"kurtosis\""),
+            ("metric = 'rms'\nabov = 1", "`alarm[0].above`"),
+            ("metric = 'rms'", "`alarm[0]` has no `above`"),
+            ("above = 1", "`alarm[0]` has no `metric`"),
+            ("metric = 'rms'\nabove = inf", "`alarm[0].above` must be a finite number"),
+            ("metric = 'rms'\nabove = 'much'", "`alarm[0].above` must be a number"),
+            ("metric = 'rms'\nabove = 1\npatience = 0", "`alarm[0].patience`"),
+            ("metric = 'rms'\nabove = 1\npatience = -1", "`alarm[0].patience`"),
+            ("metric = 'rms'\nabove = 1\naction = 'halt'", "`alarm[0].action`"),
+            ("metric = 'rms'\nabove = 1\nsites = ['{']", "alarm[0].sites: \"{\" is not a glob"),
+            ("metric = 'rms'\nabove = 1\nsites = []", "names no site"),
+            ("metric = 'rms'\nabove = 1\n[telemetry]\nstats_every_steps = 0", "stats_every_steps is 0"),
+        ] {
+            let error = error(keys);
+            assert!(error.to_string().contains(part), "{keys}: {error}");
+        }
+        assert!(error("metric = 'rms'\nabov = 1").hint().contains("[[alarm]]"));
+        assert!(load("[[alarms]]\nmetric = 'rms'").unwrap_err().to_string().contains("`alarm`"));
+        assert!(load("alarm = [3]").unwrap_err().to_string().contains("`alarm[0]` must be a table, not 3"));
     }
 
     #[test]

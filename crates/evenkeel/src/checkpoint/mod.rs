@@ -121,6 +121,25 @@ pub struct RunState {
     pub first_loss: Option<f64>,
     /// Steps in a row above the guard's limit.
     pub guard_count: u64,
+    /// Where alarms stand; those that were not above their bound at the last measurement are left out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub alarms: Vec<AlarmCount>,
+}
+
+/// How often in a row one alarm was above its bound at one site. An alarm is known by what it compares, so that
+/// one that was changed between two parts of a run begins anew.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AlarmCount {
+    /// The metric.
+    pub metric: String,
+    /// The bound.
+    pub above: f64,
+    /// Measurements in a row above it before it fires.
+    pub patience: u64,
+    /// The site.
+    pub site: String,
+    /// Measurements in a row above it so far; from `patience` on it has fired.
+    pub count: u64,
 }
 
 /// Writes a checkpoint folder `step-NNNNNN` below `checkpoints`, points `latest` at it and removes the oldest

@@ -1,9 +1,10 @@
-//! metrics.jsonl and stats.jsonl: one JSON object per line, appended and flushed as they come.
+//! The logs of a run: one JSON object per line, appended and flushed as they come.
 //!
 //! Resuming drops the lines past the checkpoint's step, and a last line that a killed process left incomplete.
 
 use crate::checkpoint::{CheckpointError, files};
 use crate::metrics::Metrics;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
@@ -54,7 +55,25 @@ pub(super) struct LineLog {
     file: File,
 }
 
+/// The lines of a log that was opened, and so cut, before.
+pub(super) fn read_lines<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>, CheckpointError> {
+    let damaged = |e: serde_json::Error| CheckpointError::Damaged {
+        path: path.to_path_buf(),
+        problem: format!("a line is not as expected: {e}"),
+    };
+    let bytes = files::read(path)?;
+    let lines = bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+    lines.map(|line| serde_json::from_slice(line).map_err(damaged)).collect()
+}
+
 impl LineLog {
+    /// The same for a log that not every run has: none if it is neither `wanted` nor left from before. One that
+    /// is left is cut all the same.
+    pub(super) fn open_if(wanted: bool, path: &Path, keep_to: u64) -> Result<Option<Self>, CheckpointError> {
+        let log = if wanted || path.exists() { Some(Self::open(path, keep_to)?) } else { None };
+        Ok(log.filter(|_| wanted))
+    }
+
     /// Opens for appending, keeping the lines whose `step` is at most `keep_to`.
     pub(super) fn open(path: &Path, keep_to: u64) -> Result<Self, CheckpointError> {
         let io = |source| CheckpointError::Io { path: path.to_path_buf(), source };

@@ -3,18 +3,22 @@
 //! A run directory is the whole truth. Batches are a function of (seed, step) and the state is in the
 //! checkpoint, so a run that was killed and resumed equals one that was not, bit for bit on the CPU.
 
+mod alarms;
 mod eval;
 mod guard;
 mod log;
 mod memory;
+mod moments;
 mod prepare;
 mod run_dir;
 mod trainer;
 
+pub use alarms::AlarmLine;
 pub use eval::{Evaluation, evaluate};
 pub use guard::{Divergence, Guard};
 pub use log::{StatsLine, StepLine};
 pub use memory::{MemoryPlan, peak_rss_bytes, plan_memory};
+pub use moments::MomentsLine;
 pub use prepare::Prepared;
 pub use run_dir::{RunDir, RunInfo};
 pub use trainer::{Control, Event, Outcome, Trainer};
@@ -57,6 +61,14 @@ pub enum TrainError {
         /// Of the model.
         model: usize,
     },
+    /// An alarm that could never fire.
+    #[error("the alarm on {metric} watches no site: none of this model's matches {sites}")]
+    AlarmSites {
+        /// Its metric.
+        metric: String,
+        /// Its globs.
+        sites: String,
+    },
     /// `init_from` names a model of another shape.
     #[error("the weights of {path} do not fit this model: {problem}")]
     InitFrom {
@@ -86,10 +98,19 @@ impl Hint for TrainError {
             TrainError::Vocabulary { data, .. } => format!(
                 "set model.vocab to at least {data}, or leave it out and the vocabulary of the data is taken"
             ),
+            TrainError::AlarmSites { .. } => {
+                "sites are named embed, blocks.0.resid, blocks.0.mlp.hidden, ...; `evenkeel inspect` lists those of a model"
+                    .into()
+            }
             TrainError::InitFrom { .. } => {
                 "depth, width, heads and vocab of [model] must be those of the model that it starts from"
                     .into()
             }
         }
     }
+}
+
+/// Whether the step after `step` finished ones is measured: every `every`-th and the last of all; 0 means none.
+fn measured(step: u64, every: u64, steps: u64) -> bool {
+    every > 0 && step < steps && (step.is_multiple_of(every) || step + 1 == steps)
 }

@@ -29,11 +29,11 @@ pub struct RunInfo {
     pub threads: usize,
     /// The command line.
     pub argv: Vec<String>,
-    /// "running", "finished", "interrupted", "diverged" or "failed".
+    /// "running", "finished", "interrupted", "diverged", "alarmed" or "failed".
     pub status: String,
     /// Steps finished.
     pub step: u64,
-    /// What the guard said, if it stopped the run.
+    /// What the guard or an alarm said, if one stopped the run.
     pub reason: Option<String>,
 }
 
@@ -57,7 +57,8 @@ impl RunDir {
     /// # Errors
     /// If the disk refuses.
     pub fn clear(&self) -> Result<()> {
-        for name in ["config.toml", "resolved.toml", "run.json", "metrics.jsonl", "stats.jsonl"] {
+        let logs = ["metrics.jsonl", "stats.jsonl", "moments.jsonl", "alarms.jsonl"];
+        for name in ["config.toml", "resolved.toml", "run.json"].into_iter().chain(logs) {
             let path = self.root.join(name);
             if path.exists() {
                 std::fs::remove_file(&path).map_err(|source| CheckpointError::Io { path, source })?;
@@ -90,6 +91,16 @@ impl RunDir {
     /// stats.jsonl
     pub fn stats(&self) -> PathBuf {
         self.root.join("stats.jsonl")
+    }
+
+    /// moments.jsonl
+    pub fn moments(&self) -> PathBuf {
+        self.root.join("moments.jsonl")
+    }
+
+    /// alarms.jsonl
+    pub fn alarms(&self) -> PathBuf {
+        self.root.join("alarms.jsonl")
     }
 
     /// resolved.toml

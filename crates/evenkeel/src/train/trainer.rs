@@ -1,11 +1,13 @@
 //! One run, step by step.
 
+use super::alarms::{AlarmLine, Alarms};
 use super::guard::{Divergence, Guard, locate};
 use super::log::{LineLog, StatsLine, StepLine};
+use super::moments::MomentTracker;
 use super::prepare::{Prepared, check_same};
-use super::{Evaluation, RunDir, evaluate, peak_rss_bytes};
+use super::{Evaluation, RunDir, evaluate, measured, peak_rss_bytes};
 use crate::checkpoint::{self, RunState};
-use crate::config::RunConfig;
+use crate::config::{AlarmAction, RunConfig};
 use crate::data::{Batch, Dataset, Split, TrainSampler, ValidationBlocks};
 use crate::error::Result;
 use crate::metrics::{KurtosisSummary, Metrics, MetricsTap, summarise};
@@ -51,6 +53,11 @@ pub enum Event<'a> {
         /// The residual stream in three figures.
         summary: KurtosisSummary,
     },
+    /// An alarm fired.
+    Alarm {
+        /// Its line in alarms.jsonl.
+        line: &'a AlarmLine,
+    },
     /// The validation text was evaluated.
     Eval {
         /// Steps finished.
@@ -74,6 +81,8 @@ pub enum Outcome {
     Interrupted,
     /// Stopped by the guard at this step.
     Diverged(Divergence),
+    /// Stopped by an alarm whose action says so; the checkpoint holds everything, and the run can go on.
+    Alarmed(AlarmLine),
 }
 
 /// A run.
@@ -94,6 +103,8 @@ pub struct Trainer {
     guard: Guard,
     metrics_log: LineLog,
     stats_log: LineLog,
+    alarms: Alarms,
+    moments: Option<MomentTracker>,
 }
 
 /// What one step computed before the parameters moved.
@@ -125,7 +136,14 @@ impl Trainer {
                     None => Transformer::new(config.model.clone(), config.train.seed)?,
                 };
                 let states = vec![State::default(); model.parameters().len()];
-                let fresh = RunState { schema: 1, step: 0, tokens: 0, first_loss: None, guard_count: 0 };
+                let fresh = RunState {
+                    schema: 1,
+                    step: 0,
+                    tokens: 0,
+                    first_loss: None,
+                    guard_count: 0,
+                    alarms: Vec::new(),
+                };
                 (model, states, fresh)
             }
         };
@@ -133,7 +151,7 @@ impl Trainer {
         let named = model.parameters().iter().map(|p| (p.name.as_str(), p.tensor.rank()));
         let bad = |e: crate::names::BadPattern| crate::config::ConfigError::Value { problem: e.to_string() };
         let groups = groups::assign(named, config.optim.weight_decay, &config.optim.group).map_err(bad)?;
-        let filter = NameFilter::new(&config.telemetry.sites).map_err(bad)?;
+        let filter = NameFilter::new(&config.telemetry.measured_sites(&config.alarm)).map_err(bad)?;
         let gradients = Gradients::like(model.parameters().iter().map(|p| &p.tensor))?;
         Ok(Self {
             optimizer: config.optim.build(),
@@ -146,6 +164,8 @@ impl Trainer {
             },
             metrics_log: LineLog::open(&dir.metrics(), state.step)?,
             stats_log: LineLog::open(&dir.stats(), state.step)?,
+            alarms: Alarms::open(&config.alarm, &dir, &state)?,
+            moments: MomentTracker::open(&config, &dataset, &dir, state.step)?,
             step: state.step,
             config,
             dir,
@@ -180,7 +200,7 @@ impl Trainer {
         &self.dataset
     }
 
-    /// Runs to the end, to an interruption, or until the guard stops it. The last step is always checkpointed.
+    /// Runs to the end, to an interruption, or until the guard or an alarm stops it. The last step is always checkpointed.
     ///
     /// # Errors
     /// If data cannot be read, the disk refuses, or a decomposition fails.
@@ -200,20 +220,31 @@ impl Trainer {
                 return Ok(Outcome::Diverged(divergence));
             }
             let lr = self.schedule.lr(self.step);
+            if let Some(moments) = &mut self.moments {
+                moments.before(&self.model, self.step)?;
+            }
             self.update(result.grad_norm, lr)?;
             self.step += 1;
-            self.report(&result, lr, &mut clock, observe)?;
-            if due(self.step, self.config.train.checkpoint_every_steps, steps) {
+            if let Some(moments) = &mut self.moments {
+                moments.after(&self.model, self.step)?;
+            }
+            let fired = self.report(&result, lr, &mut clock, observe)?;
+            let saves = fired.iter().any(|alarm| alarm.action != AlarmAction::Log);
+            if saves || due(self.step, self.config.train.checkpoint_every_steps, steps) {
                 self.checkpoint(observe)?;
+            }
+            if let Some(alarm) = fired.into_iter().find(|alarm| alarm.action == AlarmAction::Stop) {
+                return Ok(Outcome::Alarmed(alarm));
             }
         }
         Ok(Outcome::Finished)
     }
 
     fn forward_backward(&mut self, batch: &Batch) -> Result<StepResult> {
-        let every = self.config.telemetry.stats_every_steps;
-        let measure =
-            every > 0 && (self.step.is_multiple_of(every) || self.step + 1 == self.config.train.steps);
+        let steps = self.config.train.steps;
+        let measure = measured(self.step, self.config.telemetry.stats_every_steps, steps);
+        // The place where [telemetry] chooses what a measurement gathers: gram_every_steps (with `measured`, like
+        // stats_every_steps), gram_tokens, gram, mmr_tokens and token_metrics go in here.
         let (mut nothing, mut metrics) = (NoTap, MetricsTap::new(Some(self.filter.clone())));
         let tap: &mut dyn Tap = if measure { &mut metrics } else { &mut nothing };
         let micro = match self.config.train.micro_batch_sequences {
@@ -261,7 +292,8 @@ impl Trainer {
         lr: f64,
         clock: &mut (Instant, u64),
         observe: &mut dyn FnMut(Event),
-    ) -> Result<()> {
+    ) -> Result<Vec<AlarmLine>> {
+        let mut fired = Vec::new();
         let t = &self.config.train;
         let per_step = (t.batch_sequences * self.config.model.context) as u64;
         // Taken before evaluating, which is not training.
@@ -277,6 +309,10 @@ impl Trainer {
             }
             let summary = summarise(stats.iter().map(|(s, m)| (*s, m)));
             observe(Event::Stats { step: self.step, summary });
+            fired = self.alarms.check(self.step, stats)?;
+            for line in &fired {
+                observe(Event::Alarm { line });
+            }
         }
         let evaluation = if due(self.step, t.eval_every_steps, t.steps) { self.validate()? } else { None };
         if let Some(evaluation) = evaluation {
@@ -298,7 +334,7 @@ impl Trainer {
             *clock = (Instant::now(), self.step);
         }
         observe(Event::Step { line: &line, logged });
-        Ok(())
+        Ok(fired)
     }
 
     /// Loss on the validation text; `None` if the data has none.
@@ -336,6 +372,7 @@ impl Trainer {
             tokens: self.step * per_step,
             first_loss: self.guard.first_loss,
             guard_count: self.guard.count,
+            alarms: self.alarms.counts(),
         };
         let path = checkpoint::save(
             &self.dir.checkpoints(),
