@@ -75,6 +75,11 @@ impl TrainProgress {
                     self.say(&format!("{}: step {step}, validation loss {:.4}", self.name, evaluation.loss));
                 }
             }
+            Event::Alarm { line } => {
+                if !self.quiet {
+                    self.say(&format!("{}: step {}, alarm: {line}", self.name, line.step));
+                }
+            }
             Event::Checkpoint { path } => {
                 if self.verbose {
                     self.say(&format!("{}: checkpoint {}", self.name, path.display()));

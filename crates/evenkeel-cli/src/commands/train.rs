@@ -44,7 +44,7 @@ pub(crate) fn run(args: Train, settings: &Settings) -> Result<Exit, Failure> {
     Ok(run.exit())
 }
 
-/// A finished, interrupted or diverged run.
+/// A run that ended, in whichever way.
 pub(crate) struct Run {
     pub(crate) root: PathBuf,
     pub(crate) outcome: Outcome,
@@ -59,7 +59,7 @@ impl Run {
         match self.outcome {
             Outcome::Finished => Exit::Done,
             Outcome::Interrupted => Exit::Interrupted,
-            Outcome::Diverged(_) => Exit::No,
+            Outcome::Diverged(_) | Outcome::Alarmed(_) => Exit::No,
         }
     }
 
@@ -68,13 +68,15 @@ impl Run {
             Outcome::Finished => "finished",
             Outcome::Interrupted => "interrupted",
             Outcome::Diverged(_) => "diverged",
+            Outcome::Alarmed(_) => "alarmed",
         }
     }
 
     fn reason(&self) -> Option<String> {
         match &self.outcome {
             Outcome::Diverged(divergence) => Some(divergence.to_string()),
-            _ => None,
+            Outcome::Alarmed(alarm) => Some(alarm.to_string()),
+            Outcome::Finished | Outcome::Interrupted => None,
         }
     }
 }

@@ -10,8 +10,7 @@
 //!   share their `panel` (plot) and `legend`;
 //! * [`table`]: a table as HTML, as plain text and as Markdown;
 //! * [`html`]: one self-contained page;
-//! * [`run`]: the curves of a run directory (`metrics.jsonl`, `stats.jsonl`), and [`run_page()`]
-//!   about one run;
+//! * [`run`]: the logs of a run directory, and [`run_page()`] about one run;
 //! * `figures`: the figures that the pages about runs have in common;
 //! * [`quickstart`]: the summary and page of the quickstart, whose sentences [`findings`] works
 //!   out from the numbers.
@@ -42,7 +41,7 @@ pub use html::{Block, Figure, Page, Section};
 pub use multiples::SmallMultiples;
 pub use palette::{Colour, Dash, Marker, Style};
 pub use quickstart::{Corpus, QuickstartContext, QuickstartRun, QuickstartSummary, quickstart_page};
-pub use run::{Curve, MetricLine, RunCurves, StatLine, read_run};
+pub use run::{Curve, Firing, MetricLine, MomentLine, RunCurves, StatLine, read_run};
 pub use run_page::run_page;
 pub use scale::Scale;
 pub use stacked::{Part, StackedBar, StackedBars};

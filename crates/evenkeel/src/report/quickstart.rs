@@ -319,6 +319,7 @@ pub(super) mod tests {
             dir: name.into(),
             metrics: metrics.collect(),
             stats: (0..300).flat_map(|i| [None, Some(0), Some(1)].map(|layer| stat(i, layer))).collect(),
+            ..RunCurves::default()
         }
     }
 

@@ -1,7 +1,7 @@
 //! Reading the curves of a run directory.
 //!
-//! `metrics.jsonl` has an object per logged step, `stats.jsonl` one per step and site. Both grow
-//! while a run goes on, and a process that is killed leaves a torn last line: such a line is left
+//! `metrics.jsonl` has an object per logged step, `stats.jsonl` and `moments.jsonl` one per step and
+//! site, `alarms.jsonl` one for each alarm that fired. All grow while a run goes on, and a process that is killed leaves a torn last line: such a line is left
 //! out. Any other line that is not as it should be is an error that names file and line, since a
 //! hole in the middle of a log would make a figure say what did not happen. Undefined figures are
 //! `null` or missing; keys this version does not know are passed over.
@@ -63,6 +63,59 @@ pub struct StatLine {
     pub max_abs: Option<f64>,
 }
 
+/// A line of `moments.jsonl`, of which a page shows the sums: how far the terms of each degree have
+/// moved the fourth moment of one site since the run began.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct MomentLine {
+    /// Optimiser steps done.
+    pub step: u64,
+    /// Name of the site.
+    pub site: String,
+    /// Block the site is in, from 0; none for `embed`.
+    #[serde(default)]
+    pub layer: Option<u64>,
+    /// Fourth moment before the step.
+    #[serde(default)]
+    pub m4: Option<f64>,
+    /// Sum of the linear terms.
+    #[serde(default)]
+    pub cum_u41: Option<f64>,
+    /// Sum of the quadratic terms.
+    #[serde(default)]
+    pub cum_u42: Option<f64>,
+    /// Sum of the cubic terms.
+    #[serde(default)]
+    pub cum_u43: Option<f64>,
+    /// Sum of the quartic terms.
+    #[serde(default)]
+    pub cum_u44: Option<f64>,
+}
+
+impl MomentLine {
+    /// The sums of the terms of degree 1 to 4. Undefined is NaN.
+    pub fn sums(&self) -> [f64; 4] {
+        [self.cum_u41, self.cum_u42, self.cum_u43, self.cum_u44].map(|sum| sum.unwrap_or(f64::NAN))
+    }
+}
+
+/// A line of `alarms.jsonl`: an alarm that fired.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Firing {
+    /// Optimiser steps done.
+    pub step: u64,
+    /// Name of the metric.
+    pub metric: String,
+    /// Name of the site.
+    pub site: String,
+    /// The metric there; none where the activations are not finite.
+    #[serde(default)]
+    pub value: Option<f64>,
+    /// The bound.
+    pub above: f64,
+    /// What was done: `log`, `checkpoint` or `stop`.
+    pub action: String,
+}
+
 /// A named sequence of points, such as the kurtosis of one site.
 pub type Curve = (String, Vec<Point>);
 
@@ -77,9 +130,13 @@ pub struct RunCurves {
     pub metrics: Vec<MetricLine>,
     /// Lines of `stats.jsonl` in file order; empty without telemetry.
     pub stats: Vec<StatLine>,
+    /// Lines of `moments.jsonl` in file order; empty where moments are not followed.
+    pub moments: Vec<MomentLine>,
+    /// Lines of `alarms.jsonl` in file order.
+    pub alarms: Vec<Firing>,
 }
 
-/// Reads `metrics.jsonl` and, where there is one, `stats.jsonl` of a run directory.
+/// Reads `metrics.jsonl` and, where there are any, the other logs of a run directory.
 ///
 /// # Errors
 /// [`ReportError::NotARun`] without `metrics.jsonl`, [`ReportError::Read`] if a file cannot be
@@ -93,6 +150,12 @@ pub fn read_run(dir: &Path) -> Result<RunCurves, ReportError> {
     };
     let stats =
         read_lines(&dir.join("stats.jsonl"), "an object with \"step\", \"site\" and the metrics there")?;
+    let moments =
+        read_lines(&dir.join("moments.jsonl"), "an object with \"step\", \"site\" and the terms there")?;
+    let alarms = read_lines(
+        &dir.join("alarms.jsonl"),
+        "an object with \"step\", \"metric\", \"site\", \"above\" and \"action\"",
+    )?;
     // `.` and `..` have no name of their own; their full path has.
     let name = match dir.file_name() {
         Some(name) => name.to_string_lossy().into_owned(),
@@ -101,7 +164,14 @@ pub fn read_run(dir: &Path) -> Result<RunCurves, ReportError> {
             .and_then(|full| Some(full.file_name()?.to_string_lossy().into_owned()))
             .unwrap_or_else(|| dir.display().to_string()),
     };
-    Ok(RunCurves { name, dir: dir.to_path_buf(), metrics, stats: stats.unwrap_or_default() })
+    Ok(RunCurves {
+        name,
+        dir: dir.to_path_buf(),
+        metrics,
+        stats: stats.unwrap_or_default(),
+        moments: moments.unwrap_or_default(),
+        alarms: alarms.unwrap_or_default(),
+    })
 }
 
 /// The lines of a JSON-lines file; `None` if there is no such file.

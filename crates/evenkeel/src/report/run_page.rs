@@ -1,11 +1,12 @@
-//! A page about one training run: loss, learning rate, gradient norm, and kurtosis by site.
+//! A page about one training run: loss, learning rate, gradient norm, kurtosis by site, what moved
+//! the fourth moment, and the alarms that fired.
 
 use super::chart::{Draw, LineChart, Series};
 use super::figures::{at_width, running_mean, sampled, site_name};
 use super::findings;
 use super::html::{Block, Figure, Page, Section};
 use super::palette::Style;
-use super::run::{RunCurves, StatLine};
+use super::run::{MomentLine, RunCurves, StatLine};
 use super::scale::{Scale, scientific};
 use super::table::{Align, Table, cell};
 
@@ -23,6 +24,12 @@ pub fn run_page(curves: &RunCurves) -> String {
             title: "Outlier features".into(),
             blocks: vec![kurtosis(curves), last_stats(curves)],
         });
+    }
+    if let Some(blocks) = moments(curves) {
+        sections.push(Section { title: "Moment control".into(), blocks });
+    }
+    if !curves.alarms.is_empty() {
+        sections.push(Section { title: "Alarms".into(), blocks: vec![alarms(curves)] });
     }
     Page { title: format!("Run {}", curves.name), lead: vec![lead(curves)], sections }.render()
 }
@@ -169,15 +176,139 @@ fn last_stats(curves: &RunCurves) -> Block {
     Block::Table(table, format!("Every measured site at step {step}."))
 }
 
+/// The parts of a step's change of m4, by their degree in the step.
+const DEGREES: [&str; 4] = ["linear, u41", "quadratic, u42", "cubic, u43", "quartic, u44"];
+
+/// The sums of the terms at the site that moved most, and where they ended at every site. A sum over
+/// sites would say the same less clearly: the site with the largest activations drowns the others.
+fn moments(curves: &RunCurves) -> Option<Vec<Block>> {
+    let mut last: Vec<&MomentLine> = Vec::new();
+    for line in &curves.moments {
+        match last.iter_mut().find(|l| l.site == line.site) {
+            Some(known) => *known = line,
+            None => last.push(line),
+        }
+    }
+    // `embed` has no layer and comes first; within a layer the log has the network's order.
+    last.sort_by_key(|line| line.layer);
+    let reach = |line: &&&MomentLine| {
+        let sizes = line.sums().map(f64::abs);
+        sizes.into_iter().filter(|size| size.is_finite()).fold(0.0, f64::max)
+    };
+    let most = last.iter().max_by(|a, b| reach(a).total_cmp(&reach(b)))?;
+    let lines: Vec<&MomentLine> = curves.moments.iter().filter(|l| l.site == most.site).collect();
+    let columns: Vec<_> = (0..DEGREES.len())
+        .map(|i| (DEGREES[i].to_string(), lines.iter().map(|l| (l.step as f64, l.sums()[i])).collect()))
+        .collect();
+    let chart = LineChart {
+        x_label: "step".into(),
+        x_reach: vec![0.0],
+        y_label: "change of the fourth moment so far, by term".into(),
+        y_reach: vec![0.0],
+        series: columns
+            .iter()
+            .enumerate()
+            .map(|(i, (name, points))| Series::new(name.as_str(), i, Vec::clone(points)))
+            .collect(),
+        plot_height: 260.0,
+        ..LineChart::default()
+    };
+    let caption = format!(
+        "What the measured steps have done to the fourth moment m4 of a fixed probe batch, at `{}`, the \
+         site whose sums are largest: each step's change is the sum of a linear, a quadratic, a cubic and \
+         a quartic term in the change of the activations, and each term is summed over the steps.",
+        most.site
+    );
+    let figure = Figure::new(caption, |width| at_width(&chart, width)).with_table(sampled(
+        "step",
+        &columns,
+        findings::figure,
+    ));
+    let mut header = vec![("site", Align::Left)];
+    header.extend(DEGREES.map(|degree| (degree, Align::Right)));
+    let mut table = Table::new(&header);
+    for line in last {
+        let sums = line.sums().map(|sum| cell(Some(sum), findings::figure));
+        table.push(std::iter::once(line.site.clone()).chain(sums));
+    }
+    let caption = "The sums of the terms at every site, at the last measured step.".to_string();
+    Some(vec![Block::Figure(figure), Block::Table(table, caption)])
+}
+
+/// How many alarms a page lists.
+const LISTED: usize = 20;
+
+fn alarms(curves: &RunCurves) -> Block {
+    let item = |a: &super::run::Firing| {
+        let value = match findings::finite(a.value) {
+            Some(value) => format!("{}, above {}", findings::figure(value), findings::figure(a.above)),
+            None => "not finite".into(),
+        };
+        let action = match a.action.as_str() {
+            "checkpoint" => "; a checkpoint was written",
+            "stop" => "; the run was stopped",
+            _ => "",
+        };
+        format!("Step {}: {} at `{}` was {value}{action}.", findings::count(a.step), a.metric, a.site)
+    };
+    let mut items: Vec<String> = curves.alarms.iter().take(LISTED).map(item).collect();
+    if curves.alarms.len() > LISTED {
+        let more = (curves.alarms.len() - LISTED) as u64;
+        items.push(format!("And {} more, in `alarms.jsonl`.", findings::count(more)));
+    }
+    Block::List(items)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::run::MetricLine;
+    use crate::report::run::{Firing, MetricLine};
 
     #[test]
     fn a_run_that_logged_nothing_has_a_page() {
         let html = run_page(&RunCurves::default());
         assert!(html.contains("logged nothing yet") && html.contains("no data"));
+    }
+
+    #[test]
+    fn moments_are_shown_where_they_moved_most_and_alarms_are_listed() {
+        let line = |step, site: &str, layer, u42| MomentLine {
+            step,
+            site: site.into(),
+            layer,
+            m4: Some(1.0),
+            cum_u41: Some(-0.25),
+            cum_u42: u42,
+            ..MomentLine::default()
+        };
+        let alarm = |step| Firing {
+            step,
+            metric: "kurtosis".into(),
+            site: "blocks.1.resid".into(),
+            value: (step > 1).then_some(12.5),
+            above: 10.0,
+            action: "stop".into(),
+        };
+        let run = RunCurves {
+            moments: vec![
+                line(1, "embed", None, Some(0.5)),
+                line(1, "blocks.1.resid", Some(1), Some(3.5)),
+                line(2, "embed", None, Some(0.75)),
+                line(2, "blocks.1.resid", Some(1), Some(4.5)),
+            ],
+            alarms: (1..=25).map(alarm).collect(),
+            ..RunCurves::default()
+        };
+        let html = run_page(&run);
+        assert!(html.contains("Moment control") && html.contains("at <code>blocks.1.resid</code>, the site"));
+        assert!(html.contains("4.5000") && html.contains("0.7500") && !html.contains("NaN"));
+        assert!(html.contains("Step 1: kurtosis at <code>blocks.1.resid</code> was not finite"));
+        assert!(
+            html.contains("Step 20: kurtosis at <code>blocks.1.resid</code> was 12.50, above 10.00; the run")
+        );
+        assert!(html.contains("And 5 more") && !html.contains("Step 21"));
+        let plain = run_page(&RunCurves::default());
+        assert!(!plain.contains("Moment control") && !plain.contains("Alarms"));
     }
 
     #[test]

@@ -165,6 +165,10 @@ fn one_run(
             output::note(&format!("{}: {reason}", result.name));
             return Ok(Some(result));
         }
+        Outcome::Alarmed(alarm) => {
+            output::note(&format!("{}: {alarm}", result.name));
+            return Ok(Some(result));
+        }
         Outcome::Finished => {}
     }
     let quantised: QuantReport =
