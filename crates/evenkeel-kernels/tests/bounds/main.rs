@@ -297,11 +297,18 @@ fn statistics_and_grids() {
         let x = fill(3 * width, 1);
         everywhere(&format!("statistics of {width}"), |arena| {
             let (slice, rounded) = (arena.read(&x), arena.write(&x));
-            let sums = stats::channel_sums(slice, width);
+            let moments = stats::channel_moments(slice, width);
+            let tokens = stats::token_sums(slice, width);
+            let sides = [stats::Side::Channels, stats::Side::Tokens];
+            let grams = sides.map(|side| stats::gram_sums(slice, width, side).off_diagonal);
+            let sequence = stats::sequence_moments(slice, 3 * width)[0];
             let (ratio, counted, skipped) = stats::max_median_sums(slice, width);
             quant::fake_quantise(rounded, grid);
             let integers: Vec<f64> = quant::quantise(slice, grid).into_iter().map(f64::from).collect();
-            let bits = Bits::default().and_wide(&sums.squares).and(&[sums.max_abs]).and(rounded);
+            let bits = Bits::default().and_wide(&moments.squares()).and_wide(&moments.centred);
+            let bits =
+                bits.and(&[moments.max_abs]).and(rounded).and_wide(&tokens.directions).and_wide(&grams);
+            let bits = bits.and_wide(&[tokens.excess, sequence.second, sequence.fourth]);
             let counts = [ratio, counted as f64, skipped as f64, quant::squared_error(slice, grid)];
             bits.and_wide(&counts).and_wide(&integers)
         });
