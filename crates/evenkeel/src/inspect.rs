@@ -1,8 +1,12 @@
-//! Looking into a model: the metrics at every site over some text, and dumps of the activations themselves.
+//! Looking into a model: the metrics at every site over some text, the largest activations, what attention heads do,
+//! the weights, and dumps of the activations themselves.
 
 use crate::data::Batch;
 use crate::error::Result;
-use crate::metrics::{KurtosisSummary, Metrics, MetricsTap, summarise};
+use crate::metrics::{
+    AttentionTap, GainReport, GramMode, GramSpec, HeadReport, KurtosisSummary, MassiveActivation, MassiveTap,
+    Metrics, MetricsTap, Selection, WeightReport, summarise, weights,
+};
 use crate::model::{ModelError, Transformer};
 use crate::tap::{Site, Tap};
 use crate::tape::Tape;
@@ -36,6 +40,52 @@ pub struct SiteReport {
     pub metrics: Metrics,
 }
 
+/// Tokens of the Gram metrics where they are not taken over all.
+pub const GRAM_TOKENS: usize = 4096;
+
+/// What is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Metrics of every site.
+    pub selection: Selection,
+    /// How many of the largest activations are listed.
+    pub top_k: usize,
+    /// Whether attention heads are looked at, in the first batch. Their matrices exist only in the composed form of attention,
+    /// which takes long and much memory.
+    pub attention: bool,
+    /// Whether weights and gains are looked at.
+    pub weights: bool,
+}
+
+impl Options {
+    /// Everything at every site, nothing left out: for one batch.
+    pub fn exact() -> Self {
+        Self { selection: Selection::everything(), top_k: 20, attention: true, weights: true }
+    }
+
+    /// As much over a stream of batches, with the Gram metrics on the residual stream and its first [`GRAM_TOKENS`] tokens
+    /// only.
+    pub fn stream() -> Self {
+        let gram = GramSpec { tokens: Some(GRAM_TOKENS), mode: GramMode::Batch };
+        let selection = Selection { gram: Some(gram), gram_everywhere: false, ..Selection::everything() };
+        Self { selection, ..Self::exact() }
+    }
+
+    /// What the summary needs, which costs little.
+    pub fn summary() -> Self {
+        let selection = Selection { mmr_tokens: Some(0), ..Selection::cheap() };
+        Self { selection, top_k: 0, attention: false, weights: false }
+    }
+
+    /// With the Gram metrics taken over all tokens together or per sequence.
+    pub fn with_gram(mut self, mode: GramMode) -> Self {
+        if let Some(gram) = &mut self.selection.gram {
+            gram.mode = mode;
+        }
+        self
+    }
+}
+
 /// What `inspect --json` prints.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct InspectReport {
@@ -45,8 +95,29 @@ pub struct InspectReport {
     pub model: ModelSummary,
     /// Tokens seen.
     pub tokens: u64,
+    /// Tokens that the Gram metrics (`input_corr_rms`, `feature_corr_rms`, `effective_rank`) are of; null without them.
+    #[serde(default)]
+    pub gram_tokens: Option<u64>,
+    /// Over which tokens a Gram matrix is taken; null without them.
+    #[serde(default)]
+    pub gram: Option<GramMode>,
+    /// Tokens that the figures of attention are of: those of the first batch.
+    #[serde(default)]
+    pub attention_tokens: u64,
     /// Every site, in the order of the forward pass.
     pub sites: Vec<SiteReport>,
+    /// The largest activations over all sites and tokens.
+    #[serde(default)]
+    pub massive: Vec<MassiveActivation>,
+    /// Every attention head.
+    #[serde(default)]
+    pub attention: Vec<HeadReport>,
+    /// Every matrix.
+    #[serde(default)]
+    pub weights: Vec<WeightReport>,
+    /// Learned gains: parameters whose names end in `.beta` or `.alpha`.
+    #[serde(default)]
+    pub gains: Vec<GainReport>,
     /// The residual stream in three figures.
     pub summary: KurtosisSummary,
 }
@@ -55,16 +126,32 @@ pub struct InspectReport {
 ///
 /// # Errors
 /// If a batch does not fit the model.
-pub fn inspect(model: &Transformer, batches: impl Iterator<Item = Result<Batch>>) -> Result<InspectReport> {
-    let mut tap = Ordered { inner: MetricsTap::new(None), order: Vec::new() };
-    let mut tokens = 0;
+pub fn inspect(
+    model: &Transformer,
+    batches: impl Iterator<Item = Result<Batch>>,
+    options: &Options,
+) -> Result<InspectReport> {
+    let mut tap = InspectTap {
+        metrics: MetricsTap::with(None, options.selection),
+        massive: MassiveTap::new(options.top_k),
+        // Every model so far is causal.
+        attention: AttentionTap::new(true),
+        look_at_attention: options.attention,
+        order: Vec::new(),
+    };
+    let (mut tokens, mut attention_tokens) = (0, 0);
     for batch in batches {
         let batch = batch?;
         tokens += batch.tokens() as u64;
         model.logits(&Tape::off(), &mut tap, &batch.inputs, batch.sequences)?;
+        if std::mem::take(&mut tap.look_at_attention) {
+            attention_tokens = batch.tokens() as u64;
+        }
     }
-    let figures: Vec<(Site, Metrics)> =
-        tap.order.iter().map(|site| (*site, tap.inner.stats[site].metrics())).collect();
+    let stats = &tap.metrics.stats;
+    let figures: Vec<(Site, Metrics)> = tap.order.iter().map(|site| (*site, stats[site].metrics())).collect();
+    let gram_tokens = stats.values().filter_map(|s| s.gram_tokens()).max();
+    let parameters = if options.weights { model.parameters() } else { &[] };
     let config = model.config();
     Ok(InspectReport {
         schema: 1,
@@ -75,29 +162,43 @@ pub fn inspect(model: &Transformer, batches: impl Iterator<Item = Result<Batch>>
             width: config.width,
         },
         tokens,
+        gram_tokens,
+        gram: options.selection.gram.map(|g| g.mode).filter(|_| gram_tokens.is_some()),
+        attention_tokens,
         summary: summarise(figures.iter().map(|(s, m)| (*s, m))),
         sites: figures
             .into_iter()
             .map(|(site, metrics)| SiteReport { site: site.to_string(), layer: site.layer, metrics })
             .collect(),
+        massive: tap.massive.into_found(),
+        attention: tap.attention.reports(),
+        weights: weights::weights(parameters)?,
+        gains: weights::gains(parameters)?,
     })
 }
 
-/// A metrics tap that remembers the order of the forward pass.
-struct Ordered {
-    inner: MetricsTap,
+/// All that is gathered in a forward pass, and the order of the sites in it.
+struct InspectTap {
+    metrics: MetricsTap,
+    massive: MassiveTap,
+    attention: AttentionTap,
+    look_at_attention: bool,
     order: Vec<Site>,
 }
 
-impl Tap for Ordered {
+impl Tap for InspectTap {
     fn wants(&self, site: Site) -> bool {
-        self.inner.wants(site)
+        self.metrics.wants(site) || self.look_at_attention && self.attention.wants(site)
     }
     fn visit(&mut self, site: Site, x: Tensor) -> candle_core::Result<Tensor> {
-        if !self.inner.stats.contains_key(&site) {
+        if !site.place.has_channels() {
+            return self.attention.visit(site, x);
+        }
+        if !self.metrics.stats.contains_key(&site) {
             self.order.push(site);
         }
-        self.inner.visit(site, x)
+        let x = if self.massive.wants(site) { self.massive.visit(site, x)? } else { x };
+        self.metrics.visit(site, x)
     }
 }
 

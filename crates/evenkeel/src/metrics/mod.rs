@@ -1,36 +1,56 @@
-//! Outlier metrics: pure functions of activations.
+//! Outlier metrics: pure functions of activations X, n tokens × d channels ("neurons") at one site.
 //!
-//! Every statistic is over all tokens seen, as if they were one batch: [`ChannelStats`] gathers the sums in
-//! float64 and [`ChannelStats::metrics`] makes the figures of them. Definitions are those of He et al.,
-//! arXiv 2405.19279: kurtosis is Eq 1, the max-median ratio Eq 2.
+//! Definitions are those of He et al., arXiv 2405.19279: `kurtosis` is Eq 1, `mmr` Eq 2, the correlations those of
+//! Section 4. What other projects call kurtosis has names of its own. Every figure is over all tokens seen, as if they
+//! were one batch: each file here gathers sums in float64 that add up over batches.
+//!
+//! | file | figures |
+//! | --- | --- |
+//! | [`channel`] | those from each channel's moments: kurtoses of Eq 1, sizes, `input_corr_mean` |
+//! | [`tokens`] | those taken token by token or sequence by sequence |
+//! | [`gram`] | correlations and effective rank, from a Gram matrix |
+//! | [`site`] | all of these at one site, what of them is wanted, and the tap that gathers them |
+//! | [`massive`] | the largest activations, one by one |
+//! | [`attention`] | entropy, largest logit and mass on the first token of every head |
+//! | [`moments`] | how m2 and m4 move in an optimiser step, term by term |
+//! | [`weights`] | the same questions of the parameters |
 
+pub mod attention;
+pub mod channel;
+pub mod gram;
+pub mod massive;
 pub mod moments;
+pub mod site;
+pub mod tokens;
+pub mod weights;
 
-use crate::names::NameFilter;
-use crate::slices::{is_fast, slice};
-use crate::tap::{Site, Tap};
-use candle_core::{DType, Result, Tensor};
-use evenkeel_kernels::stats;
+pub use attention::{AttentionTap, HeadReport};
+pub use channel::{ChannelStats, kurtosis};
+pub use gram::{GramMetrics, GramMode, GramSpec, GramStats};
+pub use massive::{MassiveActivation, MassiveTap};
+pub use site::{MetricsTap, Selection, SiteStats};
+pub use tokens::{MaxMedian, TokenStats};
+pub use weights::{GainReport, WeightFigures, WeightReport};
+
+use crate::tap::Site;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
 
-/// Sums over the rows of activations X (n tokens × d channels) at one site.
-#[derive(Clone, Debug, Default)]
-pub struct ChannelStats {
-    tokens: u64,
-    squares: Vec<f64>,
-    max_abs: f32,
-    ratio_sum: f64,
-    ratio_tokens: u64,
-    ratio_skipped: u64,
-}
-
-/// The figures of one site. What is undefined is `None` and becomes null in JSON.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+/// The figures of one site. What is undefined or was not asked for is `None` and null in JSON; no figure is ever NaN
+/// or infinite. A key that is missing when read is undefined.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Metrics {
     /// Eq 1: mean s⁴ / (mean s²)² over channels, s_j = RMS of channel j. Between 1 and d; `None` if all is 0.
     pub kurtosis: Option<f64>,
-    /// Eq 2: mean over tokens of max |x| / lower median |x|.
+    /// Eq 1 after subtracting each token's mean over channels.
+    pub kurtosis_centred: Option<f64>,
+    /// Eq 1 after subtracting each channel's mean over tokens.
+    pub kurtosis_mean_removed: Option<f64>,
+    /// Per sequence, entries pooled: mean((x - μ)⁴) / (s⁴ + 1e-6); mean over sequences. Gaussian = 3.
+    pub kurtosis_elementwise: Option<f64>,
+    /// Per token: max(0, mean(x⁴) / std⁴ - 3); mean over tokens. Gaussian = 0.
+    pub kurtosis_excess_token: Option<f64>,
+    /// Eq 2: mean over tokens of max |x| / lower median |x|. At least 1.
     pub mmr: Option<f64>,
     /// Tokens left out of `mmr` because their median is 0.
     pub mmr_skipped: u64,
@@ -38,112 +58,71 @@ pub struct Metrics {
     pub rms: Option<f64>,
     /// Largest |x|.
     pub max_abs: Option<f64>,
+    /// Mean over sequences of the largest |x|.
+    pub inf_norm: Option<f64>,
+    /// Mean off-diagonal entry of X Xᵀ / d, X scaled to unit RMS. At most 1, which is rank collapse.
+    pub input_corr_mean: Option<f64>,
+    /// The same with every token scaled to unit norm: the mean cosine between tokens.
+    pub input_cos_mean: Option<f64>,
+    /// RMS off-diagonal entry of X Xᵀ / d.
+    pub input_corr_rms: Option<f64>,
+    /// RMS off-diagonal entry of Xᵀ X / n.
+    pub feature_corr_rms: Option<f64>,
+    /// (Σλ)² / Σλ² over the eigenvalues of Xᵀ X / n. From 1 to min(n, d).
+    pub effective_rank: Option<f64>,
 }
 
 impl Metrics {
-    /// Names that [`Self::get`] answers to.
-    pub const NAMES: &[&str] = &["kurtosis", "mmr", "rms", "max_abs"];
+    /// Every name, in the order of the fields and of `inspect --json`.
+    pub const NAMES: &[&str] = &[
+        "kurtosis",
+        "kurtosis_centred",
+        "kurtosis_mean_removed",
+        "kurtosis_elementwise",
+        "kurtosis_excess_token",
+        "mmr",
+        "mmr_skipped",
+        "rms",
+        "max_abs",
+        "inf_norm",
+        "input_corr_mean",
+        "input_cos_mean",
+        "input_corr_rms",
+        "feature_corr_rms",
+        "effective_rank",
+    ];
 
-    /// Whether `name` is a metric's.
+    /// Whether there is a metric of that name.
     pub fn is_known(name: &str) -> bool {
         Self::NAMES.contains(&name)
     }
 
-    /// The figure of that name; `None` if it is undefined or there is no such name.
+    /// The figure of that name; `None` if it is undefined, or [unknown](Self::is_known).
     pub fn get(&self, name: &str) -> Option<f64> {
         match name {
             "kurtosis" => self.kurtosis,
+            "kurtosis_centred" => self.kurtosis_centred,
+            "kurtosis_mean_removed" => self.kurtosis_mean_removed,
+            "kurtosis_elementwise" => self.kurtosis_elementwise,
+            "kurtosis_excess_token" => self.kurtosis_excess_token,
             "mmr" => self.mmr,
+            "mmr_skipped" => Some(self.mmr_skipped as f64),
             "rms" => self.rms,
             "max_abs" => self.max_abs,
+            "inf_norm" => self.inf_norm,
+            "input_corr_mean" => self.input_corr_mean,
+            "input_cos_mean" => self.input_cos_mean,
+            "input_corr_rms" => self.input_corr_rms,
+            "feature_corr_rms" => self.feature_corr_rms,
+            "effective_rank" => self.effective_rank,
             _ => None,
         }
     }
 }
 
-impl ChannelStats {
-    /// Adds the rows of `x`, each of `width` channels.
-    pub fn add(&mut self, x: &[f32], width: usize) {
-        if width == 0 || x.is_empty() {
-            return;
-        }
-        let sums = stats::channel_sums(x, width);
-        let (ratio_sum, ratio_tokens, skipped) = stats::max_median_sums(x, width);
-        self.squares.resize(width, 0.0);
-        for (total, s) in self.squares.iter_mut().zip(&sums.squares) {
-            *total += s;
-        }
-        self.tokens += (x.len() / width) as u64;
-        if sums.max_abs > self.max_abs || sums.max_abs.is_nan() {
-            self.max_abs = sums.max_abs;
-        }
-        self.ratio_sum += ratio_sum;
-        self.ratio_tokens += ratio_tokens;
-        self.ratio_skipped += skipped;
-    }
-
-    /// Tokens seen.
-    pub fn tokens(&self) -> u64 {
-        self.tokens
-    }
-
-    /// The figures.
-    pub fn metrics(&self) -> Metrics {
-        let finite = |v: f64| v.is_finite().then_some(v);
-        let entries = self.tokens as f64 * self.squares.len() as f64;
-        let mean_square = self.squares.iter().sum::<f64>() / entries;
-        Metrics {
-            kurtosis: kurtosis(&self.squares),
-            mmr: finite(self.ratio_sum / self.ratio_tokens as f64),
-            mmr_skipped: self.ratio_skipped,
-            rms: finite(mean_square.sqrt()),
-            max_abs: (self.tokens > 0).then_some(self.max_abs as f64).and_then(finite),
-        }
-    }
-}
-
-/// Eq 1 from the channels' Σ x² (or mean x²: it is scale-free). `None` if they are all 0 or not finite.
-pub fn kurtosis(squares: &[f64]) -> Option<f64> {
-    let peak = squares.iter().copied().fold(0.0, f64::max);
-    if peak <= 0.0 || !squares.iter().all(|s| s.is_finite()) {
-        return None;
-    }
-    // Divided by the largest first, so that squares of tiny or huge values neither vanish nor overflow.
-    let d = squares.len() as f64;
-    let second = squares.iter().map(|s| s / peak).sum::<f64>() / d;
-    let fourth = squares.iter().map(|s| (s / peak).powi(2)).sum::<f64>() / d;
-    Some(fourth / (second * second))
-}
-
-/// Gathers [`ChannelStats`] at the sites it wants; changes nothing.
-pub struct MetricsTap {
-    filter: Option<NameFilter>,
-    /// What was gathered, by site.
-    pub stats: BTreeMap<Site, ChannelStats>,
-}
-
-impl MetricsTap {
-    /// At the sites that `filter` matches; at every site that has channels if there is none.
-    pub fn new(filter: Option<NameFilter>) -> Self {
-        Self { filter, stats: BTreeMap::new() }
-    }
-}
-
-impl Tap for MetricsTap {
-    fn wants(&self, site: Site) -> bool {
-        site.place.has_channels() && self.filter.as_ref().is_none_or(|f| f.matches(&site.to_string()))
-    }
-
-    fn visit(&mut self, site: Site, x: Tensor) -> Result<Tensor> {
-        let width = x.dim(candle_core::D::Minus1)?;
-        let plain = if is_fast(&x) && x.is_contiguous() {
-            x.clone()
-        } else {
-            x.to_dtype(DType::F32)?.contiguous()?
-        };
-        self.stats.entry(site).or_default().add(&slice(&plain)?, width);
-        Ok(x)
-    }
+/// What is not finite is undefined.
+fn finite(v: f64) -> Option<f64> {
+    v.is_finite().then_some(v)
 }
 
 /// Mean and maximum of the kurtosis over the residual stream: what enters each block, and what leaves the last.
@@ -178,46 +157,39 @@ pub fn summarise<'a>(sites: impl IntoIterator<Item = (Site, &'a Metrics)>) -> Ku
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
 
-    fn of(x: &[f32], width: usize) -> Metrics {
-        let mut stats = ChannelStats::default();
-        stats.add(x, width);
-        stats.metrics()
+    #[test]
+    fn names_are_the_keys_of_json_and_reach_every_figure() {
+        let json = serde_json::to_string(&Metrics::default()).unwrap();
+        let mut at = 0;
+        for name in Metrics::NAMES {
+            at += json[at..].find(&format!("\"{name}\"")).unwrap_or_else(|| panic!("{name} is out of order"));
+            let one: Metrics = serde_json::from_str(&format!("{{\"{name}\":3}}")).unwrap();
+            assert_eq!(one.get(name), Some(3.0));
+            assert!(Metrics::is_known(name));
+            assert!(Metrics::NAMES.iter().all(|n| n == name || one.get(n) == Metrics::default().get(n)));
+        }
+        assert_eq!(json.matches(':').count(), Metrics::NAMES.len());
+        assert!(!Metrics::is_known("shape") && Metrics::default().get("shape").is_none());
     }
 
     #[test]
-    fn undefined_is_none() {
-        let m = of(&[0.0; 12], 4);
-        assert_eq!((m.kurtosis, m.mmr, m.mmr_skipped, m.rms), (None, None, 3, Some(0.0)));
-        assert_eq!(ChannelStats::default().metrics().rms, None);
-    }
-
-    proptest! {
-        #[test]
-        fn kurtosis_is_bounded_scale_free_and_streams(
-            x in proptest::collection::vec(-1e3f32..1e3, 24), scale in 1e-3f32..1e3) {
-            let whole = of(&x, 6);
-            if let Some(k) = whole.kurtosis {
-                prop_assert!((1.0 - 1e-6..=6.0 + 1e-6).contains(&k));
-                let scaled: Vec<f32> = x.iter().map(|v| v * scale).collect();
-                prop_assert!((of(&scaled, 6).kurtosis.unwrap() - k).abs() < 1e-4 * k);
-            }
-            let mut parts = ChannelStats::default();
-            parts.add(&x[..6], 6);
-            parts.add(&x[6..], 6);
-            let streamed = parts.metrics();
-            prop_assert!((streamed.rms.unwrap() - whole.rms.unwrap()).abs() <= 1e-6 * whole.rms.unwrap());
-            prop_assert_eq!(streamed.max_abs, whole.max_abs);
-        }
+    fn lines_of_an_older_log_are_read() {
+        let old = r#"{"kurtosis":1.5,"mmr":null,"mmr_skipped":2,"rms":1.0,"max_abs":3.0}"#;
+        let metrics: Metrics = serde_json::from_str(old).unwrap();
+        assert_eq!((metrics.kurtosis, metrics.mmr_skipped, metrics.effective_rank), (Some(1.5), 2, None));
     }
 
     #[test]
-    fn one_neuron_that_holds_everything_has_kurtosis_d() {
-        let mut x = vec![0.0f32; 40];
-        for row in x.chunks_mut(8) {
-            row[3] = 2.0;
-        }
-        assert_eq!(of(&x, 8).kurtosis, Some(8.0));
+    fn an_undefined_site_leaves_the_summary_undefined() {
+        use crate::tap::Place;
+        let of = |kurtosis| Metrics { kurtosis, ..Default::default() };
+        let sites =
+            [Site::outside(Place::Embed), Site::block(0, Place::Resid), Site::block(0, Place::MlpOut)];
+        let values = [of(Some(1.0)), of(Some(3.0)), of(None)];
+        let summary = summarise(sites.into_iter().zip(&values));
+        assert_eq!((summary.kurtosis_mean, summary.kurtosis_max), (Some(2.0), Some(3.0)));
+        let values = [of(Some(1.0)), of(None), of(None)];
+        assert_eq!(summarise(sites.into_iter().zip(&values)).kurtosis_mean, None);
     }
 }

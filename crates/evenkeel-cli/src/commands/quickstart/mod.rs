@@ -187,7 +187,8 @@ fn one_run(
 fn kurtosis(run: &Run, dataset: &Arc<Dataset>) -> Result<KurtosisSummary, Failure> {
     let model = run.trainer.model();
     let batches = blocks(dataset, model, Some(INSPECT_TOKENS))?;
-    Ok(inspect::inspect(model, batches.map(|b| b.map_err(evenkeel::Error::from)))?.summary)
+    let batches = batches.map(|b| b.map_err(evenkeel::Error::from));
+    Ok(inspect::inspect(model, batches, &inspect::Options::summary())?.summary)
 }
 
 /// Median speed over the whole log, also of a run that an earlier command began.
