@@ -196,9 +196,24 @@ pub(crate) struct Inspect {
     /// Write the activations of the first batch as safetensors, replacing the file
     #[arg(long, value_name = "FILE")]
     pub(crate) dump: Option<PathBuf>,
-    /// Exit 1 if a site's metric is above a value, such as kurtosis=10; repeatable
+    /// Correlations of tokens and channels over all tokens together or per sequence
+    #[arg(long, value_enum, default_value_t = Gram::Batch, value_name = "MODE")]
+    pub(crate) gram: Gram,
+    /// How many of the largest activations to list
+    #[arg(long, default_value_t = 20, value_name = "N")]
+    pub(crate) top_k: usize,
+    /// Exit 1 if a site's metric (any key of a site in --json) is above a value, such as kurtosis=10; repeatable
     #[arg(long, value_name = "METRIC=VALUE")]
     pub(crate) fail_above: Vec<String>,
+}
+
+/// Tokens of a Gram matrix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Gram {
+    /// All together
+    Batch,
+    /// Those of one sequence; figures are means over sequences
+    Sequence,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -1,29 +1,37 @@
 //! `inspect MODEL`.
 
 use super::text::{Source, blocks};
-use crate::args::Inspect;
+use crate::args::{Gram, Inspect};
 use crate::failure::{Exit, Failure};
 use crate::output;
 use crate::settings::Settings;
 use evenkeel::checkpoint;
 use evenkeel::data::Batch;
-use evenkeel::inspect::{self, InspectReport, SiteReport};
+use evenkeel::inspect::{self, InspectReport, Options, SiteReport};
+use evenkeel::metrics::{GramMode, Metrics, WeightReport};
 use evenkeel::report::table::{Align, Table, cell};
 
 pub(crate) fn run(args: Inspect, settings: &Settings) -> Result<Exit, Failure> {
     let limits = args.fail_above.iter().map(|t| Limit::parse(t)).collect::<Result<Vec<_>, _>>()?;
+    let mode = match args.gram {
+        Gram::Batch => GramMode::Batch,
+        Gram::Sequence => GramMode::Sequence,
+    };
     let model = checkpoint::load_model(&args.model)?;
+    let with = |options: Options| Options { top_k: args.top_k, ..options }.with_gram(mode);
     let (report, first) = match Source::open(&args.text, &args.model, &model)? {
         Source::Ids(batch) => {
             let context = batch.ids.len() / batch.sequences;
             let one =
                 Batch { inputs: batch.ids.clone(), targets: batch.ids, sequences: batch.sequences, context };
-            (inspect::inspect(&model, std::iter::once(Ok(one.clone())))?, Some(one))
+            let report = inspect::inspect(&model, std::iter::once(Ok(one.clone())), &with(Options::exact()))?;
+            (report, Some(one))
         }
         Source::Stream(dataset) => {
             let batches = blocks(&dataset, &model, Some(args.tokens))?;
             let first = batches.clone().next().transpose()?;
-            (inspect::inspect(&model, batches.map(|b| b.map_err(evenkeel::Error::from)))?, first)
+            let batches = batches.map(|b| b.map_err(evenkeel::Error::from));
+            (inspect::inspect(&model, batches, &with(Options::stream()))?, first)
         }
     };
     if let (Some(path), Some(batch)) = (&args.dump, first)
@@ -52,19 +60,17 @@ struct Limit {
     value: f64,
 }
 
-const METRICS: [&str; 4] = ["kurtosis", "mmr", "rms", "max_abs"];
-
 impl Limit {
     fn parse(text: &str) -> Result<Self, Failure> {
         let parsed = text.split_once('=').and_then(|(m, v)| Some((m.trim(), v.trim().parse::<f64>().ok()?)));
         match parsed {
-            Some((metric, value)) if METRICS.contains(&metric) && !value.is_nan() => {
+            Some((metric, value)) if Metrics::is_known(metric) && !value.is_nan() => {
                 Ok(Self { metric: metric.into(), value })
             }
             _ => Err(Failure::input(
                 format!(
                     "--fail-above {text} is not of the form METRIC=VALUE with METRIC one of {}",
-                    METRICS.join(", ")
+                    Metrics::NAMES.join(", ")
                 ),
                 "write for example --fail-above kurtosis=10",
             )),
@@ -72,13 +78,7 @@ impl Limit {
     }
 
     fn of(&self, site: &SiteReport) -> Option<f64> {
-        let m = &site.metrics;
-        match self.metric.as_str() {
-            "kurtosis" => m.kurtosis,
-            "mmr" => m.mmr,
-            "rms" => m.rms,
-            _ => m.max_abs,
-        }
+        site.metrics.get(&self.metric)
     }
 
     fn broken_by(&self, site: &SiteReport) -> bool {
@@ -118,4 +118,60 @@ fn print(report: &InspectReport) {
         report.tokens,
         report.model.width
     ));
+    print_massive(report);
+    print_weights(report);
+}
+
+/// Lines of the short lists.
+const SHOWN: usize = 5;
+
+fn print_massive(report: &InspectReport) {
+    let mut table = Table::new(&[
+        ("largest activations", Align::Left),
+        ("sequence", Align::Right),
+        ("position", Align::Right),
+        ("channel", Align::Right),
+        ("value", Align::Right),
+        ("/ median |x|", Align::Right),
+    ]);
+    for m in report.massive.iter().take(SHOWN) {
+        table.push([
+            m.site.clone(),
+            m.sequence.to_string(),
+            m.position.to_string(),
+            m.channel.to_string(),
+            format!("{:.3}", m.value),
+            cell(m.ratio_to_median, |v| format!("{v:.1}")),
+        ]);
+    }
+    if !report.massive.is_empty() {
+        output::result(&format!("\n{}", table.to_text()));
+    }
+}
+
+/// The matrices whose largest entry stands out most; those that are not finite first.
+fn print_weights(report: &InspectReport) {
+    let peak = |w: &WeightReport| match w.figures.rms {
+        Some(_) => w.figures.max_over_rms.unwrap_or(0.0),
+        None => f64::INFINITY,
+    };
+    let mut worst: Vec<&WeightReport> = report.weights.iter().collect();
+    // Stable: of equals the first in the model's order.
+    worst.sort_by(|a, b| peak(b).total_cmp(&peak(a)));
+    let mut table = Table::new(&[
+        ("weights that stand out", Align::Left),
+        ("shape", Align::Right),
+        ("max / rms", Align::Right),
+        ("entry kurtosis", Align::Right),
+    ]);
+    for w in worst.into_iter().take(SHOWN) {
+        let shape: Vec<String> = w.shape.iter().map(usize::to_string).collect();
+        table.push([
+            w.name.clone(),
+            shape.join(" × "),
+            cell(w.figures.max_over_rms, |v| format!("{v:.2}")),
+            cell(w.figures.kurtosis_entries, |v| format!("{v:.3}")),
+        ]);
+    }
+    output::result(&format!("\n{}", table.to_text()));
 }
