@@ -111,6 +111,44 @@ fn inspect_over_data_counts_its_tokens_and_prints_a_table() {
 }
 
 #[test]
+fn inspect_says_what_it_left_out_and_takes_its_options() {
+    let sandbox = Sandbox::with_run("pre_ln");
+    sandbox.write("ids.json", "[[1, 2, 3, 4], [5, 6, 7, 8]]");
+    let data = ["inspect", "run", "--data", "data", "--tokens", "320"];
+    let report = sandbox.json(&data);
+    assert_eq!((report["gram"].as_str(), report["gram_tokens"].as_u64()), (Some("batch"), Some(320)));
+    let sites = report["sites"].as_array().unwrap();
+    for site in sites {
+        let stream = site["site"] == "embed" || site["site"].as_str().unwrap().ends_with(".resid");
+        assert_eq!(site["effective_rank"].is_null(), !stream, "{site}");
+        assert!(site["input_corr_mean"].is_number() && site["kurtosis_elementwise"].is_number(), "{site}");
+    }
+    assert_eq!(report["massive"].as_array().unwrap().len(), 20);
+    assert!(!report["attention"].as_array().unwrap().is_empty() && report["attention_tokens"].is_number());
+    assert!(report["weights"].as_array().unwrap().iter().all(|w| number(&w["max_over_rms"]) >= 1.0));
+    let by_sequence =
+        sandbox.json(&["inspect", "run", "--ids", "ids.json", "--gram", "sequence", "--top-k", "3"]);
+    assert_eq!(by_sequence["gram"], "sequence");
+    assert_eq!(by_sequence["massive"].as_array().unwrap().len(), 3);
+    // Four tokens a sequence: no rank beyond 4 in any, where all eight may have more.
+    let ranks = |report: &serde_json::Value| -> Vec<f64> {
+        report["sites"].as_array().unwrap().iter().map(|s| number(&s["effective_rank"])).collect()
+    };
+    assert!(ranks(&by_sequence).iter().all(|r| (1.0..=4.0).contains(r)));
+    let together = ranks(&sandbox.json(&["inspect", "run", "--ids", "ids.json"]));
+    assert!(together.iter().all(|r| (1.0..=8.0).contains(r)));
+    assert_ne!(together, ranks(&by_sequence));
+}
+
+#[test]
+fn the_table_of_inspect_fits_a_terminal() {
+    let sandbox = Sandbox::with_run("pre_ln");
+    let plain = sandbox.ok(&["inspect", "run", "--data", "data", "--tokens", "320"]);
+    assert!(plain.contains("largest activations") && plain.contains("weights that stand out"), "{plain}");
+    assert!(plain.lines().all(|line| line.chars().count() <= 100), "{plain}");
+}
+
+#[test]
 fn fail_above_is_a_verdict() {
     let sandbox = Sandbox::with_run("pre_ln");
     let inspect = ["inspect", "run", "--data", "data", "--tokens", "320"];
@@ -123,7 +161,8 @@ fn fail_above_is_a_verdict() {
         let args = with(limits);
         sandbox.run(&args.iter().map(String::as_str).collect::<Vec<_>>(), code)
     };
-    run(&["kurtosis=1e6", "mmr=1e6", "rms=1e6", "max_abs=1e6"], 0);
+    run(&["kurtosis=1e6", "mmr=1e6", "rms=1e6", "max_abs=1e6", "effective_rank=33"], 0);
+    run(&["effective_rank=0.5"], 1);
     let output = run(&["kurtosis=1e6", "rms=0.0001"], 1);
     let stderr = lossy(&output.stderr);
     assert!(stderr.contains("rms of embed is 0.") && stderr.contains(", above 0.0001"), "{stderr}");
