@@ -6,7 +6,7 @@
 
 mod telemetry;
 
-pub use telemetry::{AlarmAction, AlarmConfig, GramScope, TelemetryConfig};
+pub use telemetry::{AlarmAction, AlarmConfig, TelemetryConfig};
 
 use crate::error::Hint;
 use crate::metrics::Metrics;

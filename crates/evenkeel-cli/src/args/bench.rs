@@ -24,6 +24,8 @@ pub(crate) enum BenchCommand {
     Ops(Ops),
     /// Whole training steps: forward, backward, optimiser; no clipping, no telemetry
     Step(Step),
+    /// What it costs to measure the residual stream at every step: steps with and without, taking turns
+    Telemetry(Telemetry),
     /// How a step's time and memory grow with width, depth, context and sequences
     Scale(Scale),
 }
@@ -100,6 +102,21 @@ pub(crate) struct Step {
     /// Write the profile as a stacked bar chart, step-profile.svg, into this folder
     #[arg(long, value_name = "DIR", requires = "profile")]
     pub(crate) out: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Telemetry {
+    #[command(flatten)]
+    pub(crate) step: Step,
+    /// Pairs of a step with telemetry and one without
+    #[arg(long, default_value_t = 100, value_name = "N")]
+    pub(crate) pairs: usize,
+    /// Pairs of a step that takes the Gram metrics too and one without telemetry
+    #[arg(long, default_value_t = 10, value_name = "N")]
+    pub(crate) gram_pairs: usize,
+    /// Steps between two that take the Gram metrics, for the sum
+    #[arg(long, default_value_t = 50, value_name = "N")]
+    pub(crate) gram_every: usize,
 }
 
 /// Each list is one axis; while it varies, the others stay at the middle of theirs.

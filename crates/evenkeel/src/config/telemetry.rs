@@ -3,8 +3,8 @@
 //! Nothing here changes what a step computes, so a run may be resumed with other telemetry and other alarms.
 
 use super::{ConfigError, overlay, shown};
-use crate::metrics::Metrics;
 use crate::metrics::moments::MomentKind;
+use crate::metrics::{GramMode, GramSpec, Metrics, Selection};
 use crate::names::NameFilter;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
@@ -16,12 +16,12 @@ pub struct TelemetryConfig {
     pub stats_every_steps: u64,
     /// Globs over site names.
     pub sites: Vec<String>,
-    /// Steps between measurements that take the Gram metrics too, which cost most; 0 means never.
+    /// Steps between measurements that take the Gram metrics too, on the residual stream, which cost most; 0 means never.
     pub gram_every_steps: u64,
     /// Most tokens that the Gram metrics are taken over; they cost tokens² or channels², whichever is less.
     pub gram_tokens: usize,
     /// Which tokens are compared with each other.
-    pub gram: GramScope,
+    pub gram: GramMode,
     /// Tokens of a measurement that the max-median ratio is taken over; 0 means all.
     pub mmr_tokens: usize,
     /// Whether the metrics that need a pass of their own over every token are taken: element-wise and excess
@@ -35,16 +35,6 @@ pub struct TelemetryConfig {
     pub moment_sites: Vec<String>,
     /// Sequences of the probe batch of moment control, which stays the same for the whole run.
     pub probe_sequences: usize,
-}
-
-/// Which tokens a Gram matrix is over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum GramScope {
-    /// All tokens of a batch, as in the authors' code.
-    Batch,
-    /// Those of one sequence; the figures are means over sequences.
-    Sequence,
 }
 
 /// One table `[[alarm]]`: a bound on a metric.
@@ -87,7 +77,7 @@ impl Default for TelemetryConfig {
             sites: residual_stream(),
             gram_every_steps: 0,
             gram_tokens: 4096,
-            gram: GramScope::Batch,
+            gram: GramMode::Batch,
             mmr_tokens: 256,
             token_metrics: false,
             moments_every_steps: 0,
@@ -102,6 +92,16 @@ impl TelemetryConfig {
     /// Globs of all sites whose metrics are taken: those named here and those of the alarms.
     pub fn measured_sites(&self, alarms: &[AlarmConfig]) -> Vec<String> {
         self.sites.iter().chain(alarms.iter().flat_map(|a| &a.sites)).cloned().collect()
+    }
+
+    /// What a measurement gathers: with the Gram metrics or without them.
+    pub fn selection(&self, gram: bool) -> Selection {
+        Selection {
+            mmr_tokens: Some(self.mmr_tokens).filter(|&t| t > 0),
+            token_metrics: self.token_metrics,
+            gram: gram.then_some(GramSpec { tokens: Some(self.gram_tokens), mode: self.gram }),
+            gram_everywhere: false,
+        }
     }
 
     pub(super) fn validate(&self) -> Result<(), ConfigError> {

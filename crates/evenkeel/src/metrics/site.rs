@@ -94,6 +94,11 @@ impl SiteStats {
         self.gram.as_ref().map(GramStats::tokens)
     }
 
+    /// Tokens that `mmr` was taken over, those left out included.
+    pub fn mmr_tokens(&self) -> u64 {
+        self.max_median.tokens()
+    }
+
     /// The figures.
     pub fn metrics(&self) -> Metrics {
         let gram = self.gram.as_ref().map(GramStats::metrics).unwrap_or_default();

@@ -165,9 +165,7 @@ mod tests {
     }
 
     fn measured(kurtosis: Option<f64>) -> Metrics {
-        let mut stats = crate::metrics::ChannelStats::default();
-        stats.add(&[1.0, 2.0], 2);
-        Metrics { kurtosis, ..stats.metrics() }
+        Metrics { kurtosis, rms: Some(1.0), ..Metrics::default() }
     }
 
     /// Steps at which the alarm fires when the kurtosis takes these values at steps 1, 2, ...

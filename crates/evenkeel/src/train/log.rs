@@ -43,7 +43,13 @@ pub struct StatsLine {
     pub site: String,
     /// Block index; null outside blocks.
     pub layer: Option<usize>,
-    /// The figures.
+    /// Tokens that `mmr` was taken over.
+    #[serde(default)]
+    pub mmr_tokens: u64,
+    /// Tokens that the Gram metrics were taken over; null at a step without them.
+    #[serde(default)]
+    pub gram_tokens: Option<u64>,
+    /// The figures, over the whole batch but for those two.
     #[serde(flatten)]
     pub metrics: Metrics,
 }

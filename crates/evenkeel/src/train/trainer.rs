@@ -10,7 +10,7 @@ use crate::checkpoint::{self, RunState};
 use crate::config::{AlarmAction, RunConfig};
 use crate::data::{Batch, Dataset, Split, TrainSampler, ValidationBlocks};
 use crate::error::Result;
-use crate::metrics::{KurtosisSummary, Metrics, MetricsTap, summarise};
+use crate::metrics::{KurtosisSummary, Metrics, MetricsTap, SiteStats, summarise};
 use crate::model::Transformer;
 use crate::names::NameFilter;
 use crate::optim::{self, Optimizer, Schedule, Slot, State, groups};
@@ -111,7 +111,7 @@ pub struct Trainer {
 struct StepResult {
     loss: f64,
     grad_norm: f64,
-    stats: Option<Vec<(Site, Metrics)>>,
+    stats: Option<Vec<(Site, StatsLine)>>,
 }
 
 impl Trainer {
@@ -242,10 +242,10 @@ impl Trainer {
 
     fn forward_backward(&mut self, batch: &Batch) -> Result<StepResult> {
         let steps = self.config.train.steps;
-        let measure = measured(self.step, self.config.telemetry.stats_every_steps, steps);
-        // The place where [telemetry] chooses what a measurement gathers: gram_every_steps (with `measured`, like
-        // stats_every_steps), gram_tokens, gram, mmr_tokens and token_metrics go in here.
-        let (mut nothing, mut metrics) = (NoTap, MetricsTap::new(Some(self.filter.clone())));
+        let telemetry = &self.config.telemetry;
+        let measure = measured(self.step, telemetry.stats_every_steps, steps);
+        let selection = telemetry.selection(measured(self.step, telemetry.gram_every_steps, steps));
+        let (mut nothing, mut metrics) = (NoTap, MetricsTap::with(Some(self.filter.clone()), selection));
         let tap: &mut dyn Tap = if measure { &mut metrics } else { &mut nothing };
         let micro = match self.config.train.micro_batch_sequences {
             0 => batch.sequences,
@@ -262,9 +262,23 @@ impl Trainer {
             loss += share * value.tensor().to_scalar::<f32>()? as f64;
             tape.backward(&value, share, &mut self.gradients)?;
         }
-        let stats = measure.then(|| metrics.stats.iter().map(|(s, c)| (*s, c.metrics())).collect());
+        let stats =
+            measure.then(|| metrics.stats.iter().map(|(&site, stats)| self.line(site, stats)).collect());
         let grad_norm = optim::global_norm(self.gradients.all())?;
         Ok(StepResult { loss, grad_norm, stats })
+    }
+
+    /// A line of stats.jsonl for the step at hand.
+    fn line(&self, site: Site, stats: &SiteStats) -> (Site, StatsLine) {
+        let line = StatsLine {
+            step: self.step + 1,
+            site: site.to_string(),
+            layer: site.layer,
+            mmr_tokens: stats.mmr_tokens(),
+            gram_tokens: stats.gram_tokens(),
+            metrics: stats.metrics(),
+        };
+        (site, line)
     }
 
     fn update(&mut self, grad_norm: f64, lr: f64) -> Result<()> {
@@ -299,17 +313,13 @@ impl Trainer {
         // Taken before evaluating, which is not training.
         let elapsed = clock.0.elapsed().as_secs_f64();
         if let Some(stats) = &result.stats {
-            for (site, metrics) in stats {
-                self.stats_log.append(&StatsLine {
-                    step: self.step,
-                    site: site.to_string(),
-                    layer: site.layer,
-                    metrics: *metrics,
-                })?;
+            for (_, line) in stats {
+                self.stats_log.append(line)?;
             }
-            let summary = summarise(stats.iter().map(|(s, m)| (*s, m)));
+            let summary = summarise(stats.iter().map(|(s, line)| (*s, &line.metrics)));
             observe(Event::Stats { step: self.step, summary });
-            fired = self.alarms.check(self.step, stats)?;
+            let metrics: Vec<(Site, Metrics)> = stats.iter().map(|(s, line)| (*s, line.metrics)).collect();
+            fired = self.alarms.check(self.step, &metrics)?;
             for line in &fired {
                 observe(Event::Alarm { line });
             }

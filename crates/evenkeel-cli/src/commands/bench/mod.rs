@@ -9,6 +9,7 @@ mod ops;
 mod peak;
 mod scale;
 mod step;
+mod telemetry;
 
 use crate::args::bench::{Bench, BenchCommand, Sizes};
 use crate::failure::{Exit, Failure};
@@ -26,6 +27,7 @@ pub(crate) fn run(args: Bench, settings: &Settings) -> Result<Exit, Failure> {
         BenchCommand::Gemm(a) => gemm::run(a, settings),
         BenchCommand::Ops(a) => ops::run(a, settings),
         BenchCommand::Step(a) => step::run(a, settings),
+        BenchCommand::Telemetry(a) => telemetry::run(a, settings),
         BenchCommand::Scale(a) => scale::run(a, settings),
     }
 }

@@ -13,7 +13,7 @@ use evenkeel::random;
 use evenkeel::report::stacked::{Part, StackedBar, StackedBars};
 use evenkeel::report::table::{Align, Table};
 use evenkeel::report::{Target, write_file};
-use evenkeel::tap::NoTap;
+use evenkeel::tap::{NoTap, Tap};
 use evenkeel::tape::{Execution, Gradients, Tape};
 use evenkeel::train::peak_rss_bytes;
 use evenkeel_kernels::isa;
@@ -23,11 +23,11 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 /// Steps before the clock: the first faults pages in, and SOAP's only takes its bases.
-const WARM_UP: usize = 2;
+pub(super) const WARM_UP: usize = 2;
 
 /// What is trained: one model, one batch, over and over.
-struct Bench {
-    model: Transformer,
+pub(super) struct Bench {
+    pub(super) model: Transformer,
     optimizer: Box<dyn Optimizer>,
     groups: Vec<groups::Group>,
     lr: f64,
@@ -40,7 +40,7 @@ struct Bench {
 }
 
 impl Bench {
-    fn new(args: &Step, seed: u64) -> Result<Self, Failure> {
+    pub(super) fn new(args: &Step, seed: u64) -> Result<Self, Failure> {
         let config = super::model(args.depth, args.heads, &args.sizes)?;
         let optim = OptimConfig::defaults(args.optimizer);
         let (sequences, vocab) = (args.sizes.sequences, config.vocab);
@@ -70,15 +70,15 @@ impl Bench {
         })
     }
 
-    /// One step; gives the loss before it.
-    fn step(&mut self, profile: Option<&Profile>) -> Result<f64, Failure> {
+    /// One step, `tap` looking on; gives the loss before it.
+    pub(super) fn step(&mut self, profile: Option<&Profile>, tap: &mut dyn Tap) -> Result<f64, Failure> {
         self.gradients.clear();
         let tape = Tape::recording_as(self.execution);
         let tape = match profile {
             Some(profile) => tape.profiled(profile),
             None => tape,
         };
-        let loss = self.model.loss(&tape, &mut NoTap, &self.ids, &self.targets, self.sequences)?;
+        let loss = self.model.loss(&tape, tap, &self.ids, &self.targets, self.sequences)?;
         tape.backward(&loss, 1.0, &mut self.gradients)?;
         let _span = profile.map(|p| p.span(self.optimizer.name(), Pass::Optimizer));
         let parameters = self.model.parameters().iter().zip(&mut self.states).zip(&self.groups);
@@ -102,7 +102,7 @@ pub(super) fn run(args: Step, settings: &Settings) -> Result<Exit, Failure> {
     let out = folder(&args.out)?;
     let mut loss = f64::NAN;
     for _ in 0..WARM_UP {
-        loss = bench.step(None)?;
+        loss = bench.step(None, &mut NoTap)?;
     }
     // Before and after, since either may fall into a slow moment.
     let peak = peak_gflops(args.precision);
@@ -110,7 +110,7 @@ pub(super) fn run(args: Step, settings: &Settings) -> Result<Exit, Failure> {
     let mut seconds = Vec::with_capacity(args.steps);
     for _ in 0..args.steps {
         let begun = Instant::now();
-        loss = bench.step(profile.as_ref())?;
+        loss = bench.step(profile.as_ref(), &mut NoTap)?;
         seconds.push(begun.elapsed().as_secs_f64());
     }
     let times = profile.map(|p| p.take());
