@@ -22,7 +22,7 @@ from metrics import attention, causal_softmax, lower_median, metrics, per_sequen
 TOLERANCE = 1e-5
 FLOOR = 1e-12  # correlations may cancel to nearly nothing
 # The dump's queries and keys are float32, and so were the program's scores and probabilities, summed in another order.
-ATTENTION_FLOOR = 1e-5
+ATTENTION_FLOOR = 1e-6
 
 
 class Comparison:

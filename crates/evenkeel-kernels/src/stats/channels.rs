@@ -101,12 +101,12 @@ fn piece(x: &[f32], width: usize) -> ChannelMoments {
     }
     // So far sums about the pivot: first of x - p, then of its square.
     let n = rows as f64;
-    for c in 0..width {
-        let shift = moments.mean[c] / n;
-        let about_mean = moments.deviations[c] - moments.mean[c] * shift;
+    for ((mean, deviation), pivot) in moments.mean.iter_mut().zip(&mut moments.deviations).zip(&pivot) {
+        let shift = *mean / n;
+        let about_mean = *deviation - *mean * shift;
         // Rounding may leave a little below 0; NaN must stay.
-        moments.deviations[c] = if about_mean < 0.0 { 0.0 } else { about_mean };
-        moments.mean[c] = pivot[c] + shift;
+        *deviation = if about_mean < 0.0 { 0.0 } else { about_mean };
+        *mean = pivot + shift;
     }
     moments
 }
