@@ -1,5 +1,5 @@
-//! Looking into a model: the metrics at every site over some text, the largest activations, what attention heads do,
-//! the weights, and dumps of the activations themselves.
+//! Looking into a model: the metrics at every site over some text, the largest activations, what attention
+//! heads do, the weights, and dumps of the activations themselves.
 
 use crate::data::Batch;
 use crate::error::Result;
@@ -50,8 +50,8 @@ pub struct Options {
     pub selection: Selection,
     /// How many of the largest activations are listed.
     pub top_k: usize,
-    /// Whether attention heads are looked at, in the first batch. Their matrices exist only in the composed form of attention,
-    /// which takes long and much memory.
+    /// Whether attention heads are looked at, in the first batch. Their matrices exist only in the composed
+    /// form of attention, which takes long and much memory.
     pub attention: bool,
     /// Whether weights and gains are looked at.
     pub weights: bool,
@@ -63,8 +63,8 @@ impl Options {
         Self { selection: Selection::everything(), top_k: 20, attention: true, weights: true }
     }
 
-    /// As much over a stream of batches, with the Gram metrics on the residual stream and its first [`GRAM_TOKENS`] tokens
-    /// only.
+    /// As much over a stream of batches, with the Gram metrics on the residual stream and its first
+    /// [`GRAM_TOKENS`] tokens only.
     pub fn stream() -> Self {
         let gram = GramSpec { tokens: Some(GRAM_TOKENS), mode: GramMode::Batch };
         let selection = Selection { gram: Some(gram), gram_everywhere: false, ..Selection::everything() };
@@ -95,7 +95,8 @@ pub struct InspectReport {
     pub model: ModelSummary,
     /// Tokens seen.
     pub tokens: u64,
-    /// Tokens that the Gram metrics (`input_corr_rms`, `feature_corr_rms`, `effective_rank`) are of; null without them.
+    /// Tokens that the Gram metrics (`input_corr_rms`, `feature_corr_rms`, `effective_rank`) are of; null
+    /// without them.
     #[serde(default)]
     pub gram_tokens: Option<u64>,
     /// Over which tokens a Gram matrix is taken; null without them.

@@ -1,5 +1,6 @@
-//! Every metric against NumPy in float64 on awkward inputs (tests/golden/metrics.*, made by scripts/golden/metrics.py),
-//! and what `inspect` reports against the formulas written out here, applied to the dumped activations.
+//! Every metric against NumPy in float64 on awkward inputs (tests/golden/metrics.*, made by
+//! scripts/golden/metrics.py), and what `inspect` reports against the formulas written out here, applied to
+//! the dumped activations.
 
 use candle_core::{DType, Tensor};
 use evenkeel::checkpoint::read_tensors;

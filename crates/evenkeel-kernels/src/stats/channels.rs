@@ -1,9 +1,10 @@
 //! Sums by channel in one pass over the activations.
 //!
-//! The mean of a channel may be hundreds of times its spread (much of the outlier energy is a constant vector), so
-//! squares are taken about a pivot, the channel's first value in a piece of rows, and pieces are joined by the rule
-//! of Chan, Golub and LeVeque ("Updating formulae and a pairwise algorithm for computing sample variances", 1979),
-//! which loses nothing where means are equal. What is added later, another batch, is joined by the same rule.
+//! The mean of a channel may be hundreds of times its spread (much of the outlier energy is a constant
+//! vector), so squares are taken about a pivot, the channel's first value in a piece of rows, and pieces are
+//! joined by the rule of Chan, Golub and LeVeque ("Updating formulae and a pairwise algorithm for computing
+//! sample variances", 1979), which loses nothing where means are equal. What is added later, another batch,
+//! is joined by the same rule.
 
 use super::{larger, rows_of};
 use crate::isa::multiversion;

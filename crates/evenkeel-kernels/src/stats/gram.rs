@@ -1,12 +1,12 @@
 //! Gram matrices of activations X (n tokens × d channels): XᵀX over channels, X Xᵀ over tokens.
 //!
-//! Their Frobenius norms are equal, so that the smaller one serves both sides. Correlations of one side are then a
-//! difference, ‖·‖² less the squared diagonal, which may be a millionth of ‖·‖² where one channel dwarfs the rest:
-//! float32 products would leave no digit of it. Hence float64, and only the lower triangle, which together cost what
-//! the whole matrix would in float32.
+//! Their Frobenius norms are equal, so that the smaller one serves both sides. Correlations of one side are
+//! then a difference, ‖·‖² less the squared diagonal, which may be a millionth of ‖·‖² where one channel
+//! dwarfs the rest: float32 products would leave no digit of it. Hence float64, and only the lower triangle,
+//! which together cost what the whole matrix would in float32.
 //!
-//! The output is cut into stripes of [`STRIPE`] rows, each computed by one thread that packs what it needs; the inner
-//! dimension is walked in blocks of [`BLOCK`], in order.
+//! The output is cut into stripes of [`STRIPE`] rows, each computed by one thread that packs what it needs;
+//! the inner dimension is walked in blocks of [`BLOCK`], in order.
 
 use super::rows_of;
 use crate::isa::multiversion;
@@ -77,8 +77,8 @@ impl GramSums {
     }
 }
 
-/// Adds XᵀX or X Xᵀ of `x`, rows of `width`, to `gram`, m × m. Only entries (i, j) with j ≤ i are meant: what stands
-/// above the diagonal is left undefined.
+/// Adds XᵀX or X Xᵀ of `x`, rows of `width`, to `gram`, m × m. Only entries (i, j) with j ≤ i are meant: what
+/// stands above the diagonal is left undefined.
 ///
 /// # Panics
 /// If `width` is 0 or does not divide the length, or `gram` has another size.
@@ -127,7 +127,8 @@ impl<'a> Inner<'a> {
         }
     }
 
-    /// Entries `from..from + out.len() / lanes` of vectors `first..first + lanes`, vectors side by side; 0 past the last.
+    /// Entries `from..from + out.len() / lanes` of vectors `first..first + lanes`, vectors side by side; 0
+    /// past the last.
     fn pack(&self, first: usize, lanes: usize, from: usize, out: &mut [f64]) {
         let steps = out.len() / lanes;
         for l in 0..lanes {

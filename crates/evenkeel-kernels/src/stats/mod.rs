@@ -1,10 +1,12 @@
 //! Sums over activations from which the outlier metrics are made: one pass, float64, a fixed order.
 //!
-//! A site's activations are n tokens (rows) × d channels. [`channels`] holds what the cheap metrics need, sums by
-//! channel; [`tokens`] what is taken row by row or sequence by sequence; [`gram`] the two Gram matrices.
+//! A site's activations are n tokens (rows) × d channels. [`channels`] holds what the cheap metrics need,
+//! sums by channel; [`tokens`] what is taken row by row or sequence by sequence; [`gram`] the two Gram
+//! matrices.
 //!
-//! All of it is float64 from the first operation on. Memory is what these passes wait for, so that float64 costs
-//! little, and it spares every special case: the fourth power of the largest float32 is 1e154, that of the smallest
+//! All of it is float64 from the first operation on. Memory is what these passes wait for, so that float64
+//! costs little, and it spares every special case: the fourth power of the largest float32 is 1e154, that of
+//! the smallest
 //! 1e-180, and a channel of 300 ± 1 keeps its variance. NaN and infinity come through in the sums they belong to.
 
 pub mod channels;

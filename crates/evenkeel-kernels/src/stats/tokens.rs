@@ -1,7 +1,8 @@
 //! What is taken token by token or sequence by sequence, and magnitudes by rank.
 //!
-//! Moments are two-pass in float64: the mean first, then powers about it. Equal float32 values have exactly their own
-//! value as mean (fewer than 2²⁹ of them: their sum has no more than 53 bits), so that what is constant has no spread.
+//! Moments are two-pass in float64: the mean first, then powers about it. Equal float32 values have exactly
+//! their own value as mean (fewer than 2²⁹ of them: their sum has no more than 53 bits), so that what is
+//! constant has no spread.
 
 use super::channels::sum_and_peak;
 use super::{larger, rows_of};
@@ -172,7 +173,8 @@ multiversion! {
     }
 }
 
-/// The lower median of |x| over all entries: entry (n - 1) / 2 of the sorted magnitudes, NaN counting as the largest.
+/// The lower median of |x| over all entries: entry (n - 1) / 2 of the sorted magnitudes, NaN counting as the
+/// largest.
 /// 0 if there are none.
 pub fn median_magnitude(x: &[f32]) -> f32 {
     if x.is_empty() {
@@ -182,8 +184,8 @@ pub fn median_magnitude(x: &[f32]) -> f32 {
     *magnitudes.select_nth_unstable_by((x.len() - 1) / 2, f32::total_cmp).1
 }
 
-/// Places in `x` of finite entries with |x| > `floor`, at least the `k` largest of them (all equal to the least of
-/// these are among them); in ascending order of place.
+/// Places in `x` of finite entries with |x| > `floor`, at least the `k` largest of them (all equal to the
+/// least of these are among them); in ascending order of place.
 ///
 /// Rows of 4096 entries that hold nothing above the floor cost one look at their maximum.
 pub fn magnitudes_above(x: &[f32], floor: f32, k: usize) -> Vec<usize> {

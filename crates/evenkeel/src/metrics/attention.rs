@@ -1,8 +1,10 @@
-//! What each attention head does: how spread its probabilities are, how large its logits, how much goes to token 0.
+//! What each attention head does: how spread its probabilities are, how large its logits, how much goes to
+//! token 0.
 //!
-//! Entropy that collapses is what OP's regulator guards against; a head that gives its mass to the first token (an
-//! "attention sink") is where massive activations come from. The heads' matrices exist only in the composed form of
-//! attention, which is slow and holds heads × T × T numbers per sequence: look at one batch, not at a corpus.
+//! Entropy that collapses is what OP's regulator guards against; a head that gives its mass to the first
+//! token (an "attention sink") is where massive activations come from. The heads' matrices exist only in the
+//! composed form of attention, which is slow and holds heads × T × T numbers per sequence: look at one batch,
+//! not at a corpus.
 
 use super::finite;
 use super::site::plain;

@@ -1,8 +1,8 @@
 //! What follows from each channel's moments: the kurtoses of Eq 1, sizes, and the mean correlation of tokens.
 //!
-//! Sums stream: adding batch by batch gives what adding all at once gives, to float64 rounding, because channel means
-//! are joined by a stable update (see [`evenkeel_kernels::stats::channels`]). That matters where a channel is nearly
-//! constant, which outlier features often are.
+//! Sums stream: adding batch by batch gives what adding all at once gives, to float64 rounding, because
+//! channel means are joined by a stable update (see [`evenkeel_kernels::stats::channels`]). That matters
+//! where a channel is nearly constant, which outlier features often are.
 
 use super::finite;
 use evenkeel_kernels::stats::{ChannelMoments, channel_moments};
@@ -65,10 +65,11 @@ impl ChannelStats {
         (self.0.rows > 0).then_some(f64::from(self.0.max_abs)).and_then(finite)
     }
 
-    /// Mean off-diagonal entry of X Xᵀ / d with X scaled to unit RMS: (‖Σ_α x_α‖² - Σ_α ‖x_α‖²) / (d n (n - 1)).
+    /// Mean off-diagonal entry of X Xᵀ / d with X scaled to unit RMS: (‖Σ_α x_α‖² - Σ_α ‖x_α‖²) / (d n (n -
+    /// 1)).
     ///
-    /// From -1 / (n - 1) to 1, and 1 exactly if all tokens are the same (rank collapse). `None` for fewer than two
-    /// tokens and for zeros.
+    /// From -1 / (n - 1) to 1, and 1 exactly if all tokens are the same (rank collapse). `None` for fewer
+    /// than two tokens and for zeros.
     pub fn input_corr_mean(&self) -> Option<f64> {
         let n = self.0.rows as f64;
         let norms = self.0.squares().iter().sum::<f64>();
@@ -192,7 +193,8 @@ mod tests {
         #[test]
         fn batches_add_up_to_the_whole(
             x in proptest::collection::vec(-1e3f32..1e3, 60), offset in -1e4f32..1e4, cut in 0usize..=10) {
-            let x: Vec<f32> = x.iter().enumerate().map(|(i, v)| if i % 6 == 1 { v + offset } else { *v }).collect();
+            let moved = |(i, v): (usize, &f32)| if i % 6 == 1 { v + offset } else { *v };
+            let x: Vec<f32> = x.iter().enumerate().map(moved).collect();
             let (mut parts, mut rest) = (of(&x[..cut * 6], 6), ChannelStats::default());
             rest.add(&x[cut * 6..], 6);
             parts.merge(&rest);

@@ -1,14 +1,14 @@
 //! Signal propagation (Section 4 of the paper): how correlated tokens are, how correlated channels are.
 //!
-//! With X (n tokens × d channels) scaled to unit RMS over all its entries, Σ_I = X Xᵀ / d is the input-wise Gram matrix
-//! and Σ_F = Xᵀ X / n the feature-wise one. As ‖X Xᵀ‖_F = ‖Xᵀ X‖_F, one of them serves both sides: its own
-//! off-diagonal entries are summed directly, those of the other side are ‖·‖² less that side's squared diagonal,
-//! which are Σ_α ‖x_α‖⁴ for Σ_I and Σ_j (Σ_α x_αj²)² for Σ_F. That identity is the paper's link between bad signal
-//! propagation and feature kurtosis: if tokens are correlated, ‖·‖ is large, and either channels are correlated or
-//! the diagonal of Σ_F, the channels' mean squares, is uneven.
+//! With X (n tokens × d channels) scaled to unit RMS over all its entries, Σ_I = X Xᵀ / d is the input-wise
+//! Gram matrix and Σ_F = Xᵀ X / n the feature-wise one. As ‖X Xᵀ‖_F = ‖Xᵀ X‖_F, one of them serves both
+//! sides: its own off-diagonal entries are summed directly, those of the other side are ‖·‖² less that side's
+//! squared diagonal, which are Σ_α ‖x_α‖⁴ for Σ_I and Σ_j (Σ_α x_αj²)² for Σ_F. That identity is the paper's
+//! link between bad signal propagation and feature kurtosis: if tokens are correlated, ‖·‖ is large, and
+//! either channels are correlated or the diagonal of Σ_F, the channels' mean squares, is uneven.
 //!
-//! Tokens are kept as they are until there are more of them than channels; from then on the d × d matrix is, in float64,
-//! so that batches add up exactly and no more than min(n, d) · d numbers are held.
+//! Tokens are kept as they are until there are more of them than channels; from then on the d × d matrix is,
+//! in float64, so that batches add up exactly and no more than min(n, d) · d numbers are held.
 
 use super::finite;
 use evenkeel_kernels::stats::{GramSums, Side, channel_moments, gram_add, gram_sums, row_squares};
@@ -28,8 +28,8 @@ pub enum GramMode {
 /// Which tokens the Gram metrics are taken over.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct GramSpec {
-    /// The first so many tokens seen at a site; all if `None`. With [`GramMode::Sequence`] as many whole sequences as
-    /// fit, and at least one.
+    /// The first so many tokens seen at a site; all if `None`. With [`GramMode::Sequence`] as many whole
+    /// sequences as fit, and at least one.
     pub tokens: Option<usize>,
     /// Together or per sequence.
     pub mode: GramMode,
@@ -38,8 +38,8 @@ pub struct GramSpec {
 /// The figures that need a Gram matrix.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct GramMetrics {
-    /// RMS off-diagonal entry of Σ_I: 0 if tokens are orthogonal, 1 if they are all the same. May exceed 1 if their norms
-    /// differ. `None` for a single token.
+    /// RMS off-diagonal entry of Σ_I: 0 if tokens are orthogonal, 1 if they are all the same. May exceed 1 if
+    /// their norms differ. `None` for a single token.
     pub input_corr_rms: Option<f64>,
     /// RMS off-diagonal entry of Σ_F. `None` for a single channel.
     pub feature_corr_rms: Option<f64>,
@@ -165,8 +165,8 @@ fn from_channels(n: f64, d: f64, sums: GramSums, token_fourths: f64) -> GramMetr
     figures(n, d, sums, other_side(sums, token_fourths), sums.off_diagonal)
 }
 
-/// Σ of squared off-diagonal entries on the side whose squared diagonal is given. A difference within rounding of
-/// zero is zero.
+/// Σ of squared off-diagonal entries on the side whose squared diagonal is given. A difference within
+/// rounding of zero is zero.
 fn other_side(sums: GramSums, diagonal: f64) -> f64 {
     let total = sums.diagonal + sums.off_diagonal;
     let rest = total - diagonal;

@@ -1,10 +1,10 @@
-//! Massive activations: the largest entries of all, one by one (Sun et al., "Massive activations in large language
-//! models", arXiv 2402.17762).
+//! Massive activations: the largest entries of all, one by one (Sun et al., "Massive activations in large
+//! language models", arXiv 2402.17762).
 //!
-//! A kurtosis says that a channel sticks out; this says which, at which token, and how far. An entry's ratio is to the
-//! lower median of |x| over all entries of its site *in the batch in which it occurred*: exact where one batch holds everything
-//! (`inspect --ids`), and over a stream of batches the median of some thousand tokens in place of all, which would have to
-//! be kept.
+//! A kurtosis says that a channel sticks out; this says which, at which token, and how far. An entry's ratio
+//! is to the lower median of |x| over all entries of its site *in the batch in which it occurred*: exact
+//! where one batch holds everything (`inspect --ids`), and over a stream of batches the median of some
+//! thousand tokens in place of all, which would have to be kept.
 
 use super::site::{plain, rows_and_width};
 use crate::slices::slice;
@@ -31,8 +31,8 @@ pub struct MassiveActivation {
     pub ratio_to_median: Option<f64>,
 }
 
-/// Keeps the k entries of largest |x| over all sites that have channels. Entries that are 0 or not finite are none.
-/// Of equal ones the first seen stays.
+/// Keeps the k entries of largest |x| over all sites that have channels. Entries that are 0 or not finite are
+/// none. Of equal ones the first seen stays.
 pub struct MassiveTap {
     k: usize,
     /// By falling |x|.

@@ -1,8 +1,8 @@
 //! Outlier metrics: pure functions of activations X, n tokens × d channels ("neurons") at one site.
 //!
-//! Definitions are those of He et al., arXiv 2405.19279: `kurtosis` is Eq 1, `mmr` Eq 2, the correlations those of
-//! Section 4. What other projects call kurtosis has names of its own. Every figure is over all tokens seen, as if they
-//! were one batch: each file here gathers sums in float64 that add up over batches.
+//! Definitions are those of He et al., arXiv 2405.19279: `kurtosis` is Eq 1, `mmr` Eq 2, the correlations
+//! those of Section 4. What other projects call kurtosis has names of its own. Every figure is over all
+//! tokens seen, as if they were one batch: each file here gathers sums in float64 that add up over batches.
 //!
 //! | file | figures |
 //! | --- | --- |
@@ -35,8 +35,8 @@ pub use weights::{GainReport, WeightFigures, WeightReport};
 use crate::tap::Site;
 use serde::{Deserialize, Serialize};
 
-/// The figures of one site. What is undefined or was not asked for is `None` and null in JSON; no figure is ever NaN
-/// or infinite. A key that is missing when read is undefined.
+/// The figures of one site. What is undefined or was not asked for is `None` and null in JSON; no figure is
+/// ever NaN or infinite. A key that is missing when read is undefined.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Metrics {

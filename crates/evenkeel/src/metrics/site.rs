@@ -7,13 +7,14 @@ use crate::tap::{Site, Tap};
 use candle_core::{DType, Result, Tensor};
 use std::collections::BTreeMap;
 
-/// Which metrics are gathered. Those of [`ChannelStats`] always are: one pass over memory. What is not gathered is
-/// undefined.
+/// Which metrics are gathered. Those of [`ChannelStats`] always are: one pass over memory. What is not
+/// gathered is undefined.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Selection {
     /// `mmr` over the first so many tokens seen at a site: all if `None`, none of them if `Some(0)`.
     pub mmr_tokens: Option<usize>,
-    /// The metrics of [`TokenStats`]: `kurtosis_elementwise`, `kurtosis_excess_token`, `inf_norm`, `input_cos_mean`.
+    /// The metrics of [`TokenStats`]: `kurtosis_elementwise`, `kurtosis_excess_token`, `inf_norm`,
+    /// `input_cos_mean`.
     pub token_metrics: bool,
     /// The metrics of [`GramStats`], at most over these tokens.
     pub gram: Option<GramSpec>,
@@ -146,8 +147,8 @@ pub struct MetricsTap {
 }
 
 impl MetricsTap {
-    /// The metrics of channels and `mmr`, over all tokens, at the sites that `filter` matches; at every site that has
-    /// channels if there is none.
+    /// The metrics of channels and `mmr`, over all tokens, at the sites that `filter` matches; at every site
+    /// that has channels if there is none.
     pub fn new(filter: Option<NameFilter>) -> Self {
         Self::with(filter, Selection::default())
     }
@@ -273,7 +274,8 @@ mod tests {
         }
 
         #[test]
-        fn a_huge_or_tiny_scale_changes_no_ratio(x in proptest::collection::vec(-8.0f32..8.0, 24), up in any::<bool>()) {
+        fn a_huge_or_tiny_scale_changes_no_ratio(
+            x in proptest::collection::vec(-8.0f32..8.0, 24), up in any::<bool>()) {
             let scale = if up { 2.0f32.powi(100) } else { 2.0f32.powi(-60) };
             let scaled: Vec<f32> = x.iter().map(|v| v * scale).collect();
             let (a, b) = (of(&x, 2, 4), of(&scaled, 2, 4));

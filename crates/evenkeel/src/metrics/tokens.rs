@@ -63,17 +63,18 @@ impl TokenStats {
         }
     }
 
-    /// Mean over sequences of mean((x - μ)⁴) / (s⁴ + 1e-6), all entries of a sequence pooled, s² unbiased: 3 for a
-    /// Gaussian, 0 for a constant sequence. What Qualcomm's validation script reports (Bondarenko et al. 2023).
+    /// Mean over sequences of mean((x - μ)⁴) / (s⁴ + 1e-6), all entries of a sequence pooled, s² unbiased: 3
+    /// for a Gaussian, 0 for a constant sequence. What Qualcomm's validation script reports (Bondarenko et
+    /// al. 2023).
     ///
-    /// At least 0. The 1e-6 is theirs; it makes the figure of activations below 0.1 depend on their scale. `None` for sequences
-    /// of one entry.
+    /// At least 0. The 1e-6 is theirs; it makes the figure of activations below 0.1 depend on their scale.
+    /// `None` for sequences of one entry.
     pub fn kurtosis_elementwise(&self) -> Option<f64> {
         finite(self.elementwise / self.sequences as f64)
     }
 
-    /// Mean over tokens of max(0, mean(x⁴) / std⁴ - 3) over channels, std centred and unbiased. What OSP's script reports
-    /// (Park et al. 2025).
+    /// Mean over tokens of max(0, mean(x⁴) / std⁴ - 3) over channels, std centred and unbiased. What OSP's
+    /// script reports (Park et al. 2025).
     ///
     /// At least 0. Tokens with std 0 are left out. `None` if none remain, as for a single channel.
     pub fn kurtosis_excess_token(&self) -> Option<f64> {

@@ -16,8 +16,8 @@ pub struct WeightFigures {
     pub max_abs: Option<f64>,
     /// `max_abs` / `rms`, at least 1: what a quantiser with one range for the matrix suffers from. `None` for zeros.
     pub max_over_rms: Option<f64>,
-    /// mean((w - μ)⁴) / mean((w - μ)²)² over entries: 3 for a Gaussian, at least 1. Not Eq 1, which is over channels. `None` for a
-    /// constant matrix.
+    /// mean((w - μ)⁴) / mean((w - μ)²)² over entries: 3 for a Gaussian, at least 1. Not Eq 1, which is over
+    /// channels. `None` for a constant matrix.
     pub kurtosis_entries: Option<f64>,
 }
 
@@ -80,7 +80,8 @@ pub fn weights(parameters: &[Parameter]) -> Result<Vec<WeightReport>> {
         .collect()
 }
 
-/// Every parameter whose name ends in `.beta` or `.alpha`, in the model's order. Gains that are fixed are no parameters.
+/// Every parameter whose name ends in `.beta` or `.alpha`, in the model's order. Gains that are fixed are no
+/// parameters.
 ///
 /// # Errors
 /// If a parameter is not readable as float32.
