@@ -3,7 +3,7 @@
 //! Their Frobenius norms are equal, so that the smaller one serves both sides. Correlations of one side are
 //! then a difference, ‖·‖² less the squared diagonal, which may be a millionth of ‖·‖² where one channel
 //! dwarfs the rest: float32 products would leave no digit of it. Hence float64, and only the lower triangle,
-//! which together cost what the whole matrix would in float32.
+//! which halves the cost.
 //!
 //! The output is cut into stripes of [`STRIPE`] rows, each computed by one thread that packs what it needs;
 //! the inner dimension is walked in blocks of [`BLOCK`], in order.
