@@ -76,6 +76,8 @@ pub(crate) enum Command {
     Eval(Eval),
     /// Outlier metrics of a model at every site
     Inspect(Inspect),
+    /// Training runs side by side: a page, and a figure for each metric
+    Report(Report),
     /// Quantise a model and measure what it costs
     Quantize(Quantize),
     /// Continue a prompt
@@ -214,6 +216,16 @@ pub(crate) enum Gram {
     Batch,
     /// Those of one sequence; figures are means over sequences
     Sequence,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Report {
+    /// Run directories, finished or not
+    #[arg(required = true, value_name = "RUN")]
+    pub(crate) runs: Vec<PathBuf>,
+    /// Folder to write index.html, summary.json, summary.md and the figures into
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -50,6 +50,7 @@ fn run(args: args::Args) -> Result<Exit, Failure> {
         args::Command::Train(a) => commands::train::run(a, &settings),
         args::Command::Eval(a) => commands::eval::run(a, &settings),
         args::Command::Inspect(a) => commands::inspect::run(a, &settings),
+        args::Command::Report(a) => commands::report::run(a, &settings),
         args::Command::Quantize(a) => commands::quantize::run(a, &settings),
         args::Command::Sample(a) => commands::sample::run(a, &settings),
         args::Command::Bench(a) => commands::bench::run(a, &settings),

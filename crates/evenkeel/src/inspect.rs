@@ -116,7 +116,7 @@ pub struct InspectReport {
     /// Every matrix.
     #[serde(default)]
     pub weights: Vec<WeightReport>,
-    /// Learned gains: parameters whose names end in `.beta` or `.alpha`.
+    /// Learned gains that are no norm's: β, α, and those of shaped attention and identity projections.
     #[serde(default)]
     pub gains: Vec<GainReport>,
     /// The residual stream in three figures.

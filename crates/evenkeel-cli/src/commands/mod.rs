@@ -8,6 +8,7 @@ pub(crate) mod eval;
 pub(crate) mod inspect;
 pub(crate) mod quantize;
 pub(crate) mod quickstart;
+pub(crate) mod report;
 pub(crate) mod sample;
 mod text;
 pub(crate) mod train;

@@ -6,6 +6,7 @@ use crate::slices::{is_fast, slice};
 use crate::tap::{Site, Tap};
 use candle_core::{DType, Result, Tensor};
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 /// Which metrics are gathered. Those of [`ChannelStats`] always are: one pass over memory. What is not
 /// gathered is undefined.
@@ -144,6 +145,8 @@ pub struct MetricsTap {
     selection: Selection,
     /// What was gathered, by site.
     pub stats: BTreeMap<Site, SiteStats>,
+    /// How long that took.
+    pub spent: Duration,
 }
 
 impl MetricsTap {
@@ -155,7 +158,7 @@ impl MetricsTap {
 
     /// The metrics of `selection` at the same sites.
     pub fn with(filter: Option<NameFilter>, selection: Selection) -> Self {
-        Self { filter, selection, stats: BTreeMap::new() }
+        Self { filter, selection, stats: BTreeMap::new(), spent: Duration::ZERO }
     }
 }
 
@@ -165,11 +168,13 @@ impl Tap for MetricsTap {
     }
 
     fn visit(&mut self, site: Site, x: Tensor) -> Result<Tensor> {
+        let begun = Instant::now();
         let (tokens, width) = rows_and_width(&x)?;
         let plain = plain(&x)?;
         let selection = self.selection.at(site);
         let stats = self.stats.entry(site).or_insert_with(|| SiteStats::new(selection));
         stats.add(&slice(&plain)?, tokens, width);
+        self.spent += begun.elapsed();
         Ok(x)
     }
 }

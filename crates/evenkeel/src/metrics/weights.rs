@@ -80,13 +80,19 @@ pub fn weights(parameters: &[Parameter]) -> Result<Vec<WeightReport>> {
         .collect()
 }
 
-/// Every parameter whose name ends in `.beta` or `.alpha`, in the model's order. Gains that are fixed are no
-/// parameters.
+/// Last parts of the names of learned gains, besides those of norms: on branches, on the MLP's input, and on the terms of shaped
+/// attention and of identity projections.
+const GAINS: [&str; 6] = ["beta", "alpha", "skip", "identity", "attention", "centre"];
+
+/// Every learned gain that is no norm's, in the model's order. Gains that are fixed are no parameters.
 ///
 /// # Errors
 /// If a parameter is not readable as float32.
 pub fn gains(parameters: &[Parameter]) -> Result<Vec<GainReport>> {
-    let is_gain = |p: &&Parameter| p.name.ends_with(".beta") || p.name.ends_with(".alpha");
+    let is_gain = |p: &&Parameter| {
+        let last = p.name.rsplit('.').next().unwrap_or_default();
+        GAINS.contains(&last) || (last == "gain" && !p.name.ends_with("norm.gain"))
+    };
     let report = |p: &Parameter| {
         let plain = super::site::plain(&p.tensor)?;
         let values = slice(&plain)?;
@@ -137,6 +143,9 @@ mod tests {
             parameter("blocks.0.attn.q.bias", vec![1.0; 2], &[2]),
             parameter("blocks.0.attn.beta", vec![0.25], &[1]),
             parameter("blocks.0.mlp.alpha", vec![1.0, 3.0], &[2]),
+            parameter("blocks.1.attn.shaped.centre", vec![1.0], &[1]),
+            parameter("blocks.1.attn.v.gain", vec![1.0], &[1]),
+            parameter("blocks.1.attn.norm.gain", vec![1.0], &[1]),
             parameter("blocks.1.mlp.beta", vec![1.0, f32::NAN], &[2]),
         ];
         assert_eq!(
@@ -146,6 +155,7 @@ mod tests {
         let gains = gains(&all).unwrap();
         assert_eq!((gains[0].mean, gains[0].min), (Some(0.25), Some(0.25)));
         assert_eq!((gains[1].mean, gains[1].max), (Some(2.0), Some(3.0)));
-        assert_eq!((gains[2].mean, gains[2].min), (None, None));
+        assert_eq!(gains[2..4].iter().map(|g| g.mean).collect::<Vec<_>>(), [Some(1.0); 2]);
+        assert_eq!((gains[4].mean, gains[4].min, gains.len()), (None, None, 5));
     }
 }

@@ -20,6 +20,7 @@
 
 pub mod bars;
 pub mod chart;
+pub mod compare;
 mod figures;
 pub mod findings;
 pub mod html;

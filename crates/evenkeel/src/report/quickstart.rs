@@ -307,12 +307,14 @@ pub(super) mod tests {
             step: i * 10,
             site: layer.map_or("embed".into(), |l| format!("blocks.{l}.resid")),
             layer,
-            kurtosis: match i {
-                7 => None,
-                8 => Some(1.0),
-                _ => Some(1.0 + 0.001 * i as f64),
+            metrics: crate::metrics::Metrics {
+                kurtosis: match i {
+                    7 => None,
+                    8 => Some(1.0),
+                    _ => Some(1.0 + 0.001 * i as f64),
+                },
+                ..Default::default()
             },
-            ..StatLine::default()
         };
         RunCurves {
             name: name.into(),

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ReportError;
 use super::chart::Point;
+use crate::metrics::Metrics;
 
 /// A line of `metrics.jsonl`: what was logged at one step.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -49,18 +50,9 @@ pub struct StatLine {
     /// Block the site is in, from 0; none for `embed`.
     #[serde(default)]
     pub layer: Option<u64>,
-    /// Kurtosis, Eq 1: from 1 to the number of channels.
-    #[serde(default)]
-    pub kurtosis: Option<f64>,
-    /// Max-median ratio, Eq 2.
-    #[serde(default)]
-    pub mmr: Option<f64>,
-    /// RMS over all entries.
-    #[serde(default)]
-    pub rms: Option<f64>,
-    /// Largest entry by size.
-    #[serde(default)]
-    pub max_abs: Option<f64>,
+    /// The figures.
+    #[serde(flatten)]
+    pub metrics: Metrics,
 }
 
 /// A line of `moments.jsonl`, of which a page shows the sums: how far the terms of each degree have
@@ -242,13 +234,24 @@ impl RunCurves {
     /// Kurtosis against steps for each site of the residual stream, in the order of the network:
     /// `embed`, then what leaves each block. Undefined is NaN.
     pub fn residual_kurtosis(&self) -> Vec<Curve> {
+        self.residual("kurtosis", true)
+    }
+
+    /// A metric against steps for each site of the residual stream in the order of the network. Where it is
+    /// undefined, NaN breaks the line, or the step is left out if `gaps` is false: a metric that is taken at some
+    /// steps only would else have no line at all.
+    pub fn residual(&self, metric: &str, gaps: bool) -> Vec<Curve> {
         let mut sites: Vec<(Option<u64>, &str)> =
             self.stats.iter().filter(|s| is_residual(&s.site)).map(|s| (s.layer, s.site.as_str())).collect();
         sites.sort_unstable();
         sites.dedup_by(|a, b| a.1 == b.1);
         let points = |site: &str| {
             let lines = self.stats.iter().filter(|s| s.site == site);
-            lines.map(|s| (s.step as f64, s.kurtosis.unwrap_or(f64::NAN))).collect()
+            let value = |s: &StatLine| match s.metrics.get(metric) {
+                None if gaps => Some(f64::NAN),
+                other => other,
+            };
+            lines.filter_map(|s| Some((s.step as f64, value(s)?))).collect()
         };
         sites.into_iter().map(|(_, site)| (site.to_string(), points(site))).collect()
     }
@@ -259,7 +262,7 @@ impl RunCurves {
         let mut sums: std::collections::BTreeMap<u64, (f64, usize)> = Default::default();
         for line in self.stats.iter().filter(|s| is_residual(&s.site)) {
             let (sum, count) = sums.entry(line.step).or_default();
-            *sum += line.kurtosis.unwrap_or(f64::NAN);
+            *sum += line.metrics.kurtosis.unwrap_or(f64::NAN);
             *count += 1;
         }
         let mean = |(step, (sum, count)): (u64, (f64, usize))| (step as f64, sum / count as f64);

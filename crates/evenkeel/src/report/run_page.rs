@@ -6,7 +6,7 @@ use super::figures::{at_width, running_mean, sampled, site_name};
 use super::findings;
 use super::html::{Block, Figure, Page, Section};
 use super::palette::Style;
-use super::run::{MomentLine, RunCurves, StatLine};
+use super::run::{Curve, MomentLine, RunCurves, StatLine};
 use super::scale::{Scale, scientific};
 use super::table::{Align, Table, cell};
 
@@ -166,10 +166,10 @@ fn last_stats(curves: &RunCurves) -> Block {
     for line in lines {
         table.push([
             line.site.clone(),
-            cell(line.kurtosis, findings::kurtosis),
-            cell(line.mmr, findings::perplexity),
-            cell(line.rms, findings::figure),
-            cell(line.max_abs, findings::figure),
+            cell(line.metrics.kurtosis, findings::kurtosis),
+            cell(line.metrics.mmr, findings::perplexity),
+            cell(line.metrics.rms, findings::figure),
+            cell(line.metrics.max_abs, findings::figure),
         ]);
     }
     let step = findings::count(last);
@@ -179,45 +179,70 @@ fn last_stats(curves: &RunCurves) -> Block {
 /// The parts of a step's change of m4, by their degree in the step.
 const DEGREES: [&str; 4] = ["linear, u41", "quadratic, u42", "cubic, u43", "quartic, u44"];
 
-/// The sums of the terms at the site that moved most, and where they ended at every site. A sum over
-/// sites would say the same less clearly: the site with the largest activations drowns the others.
-fn moments(curves: &RunCurves) -> Option<Vec<Block>> {
-    let mut last: Vec<&MomentLine> = Vec::new();
-    for line in &curves.moments {
-        match last.iter_mut().find(|l| l.site == line.site) {
-            Some(known) => *known = line,
-            None => last.push(line),
+/// The sums of the terms of moment control in a run.
+pub(super) struct Moments<'a> {
+    /// The last line of each site, in the order of the network.
+    last: Vec<&'a MomentLine>,
+    /// The site whose sums are largest. A sum over sites would say the same less clearly: the site with the largest
+    /// activations drowns the others.
+    site: &'a str,
+    /// The sums there, by degree.
+    columns: Vec<Curve>,
+}
+
+impl<'a> Moments<'a> {
+    /// `None` if the run did not measure them.
+    pub(super) fn of(curves: &'a RunCurves) -> Option<Self> {
+        let mut last: Vec<&MomentLine> = Vec::new();
+        for line in &curves.moments {
+            match last.iter_mut().find(|l| l.site == line.site) {
+                Some(known) => *known = line,
+                None => last.push(line),
+            }
+        }
+        // `embed` has no layer and comes first; within a layer the log has the network's order.
+        last.sort_by_key(|line| line.layer);
+        let reach = |line: &&&MomentLine| {
+            let sizes = line.sums().map(f64::abs);
+            sizes.into_iter().filter(|size| size.is_finite()).fold(0.0, f64::max)
+        };
+        let site = last.iter().max_by(|a, b| reach(a).total_cmp(&reach(b)))?.site.as_str();
+        let lines: Vec<&MomentLine> = curves.moments.iter().filter(|l| l.site == site).collect();
+        let columns = (0..DEGREES.len())
+            .map(|i| (DEGREES[i].to_string(), lines.iter().map(|l| (l.step as f64, l.sums()[i])).collect()))
+            .collect();
+        Some(Self { last, site, columns })
+    }
+
+    /// The sums at the site that moved most.
+    pub(super) fn chart(&self) -> LineChart {
+        LineChart {
+            x_label: "step".into(),
+            x_reach: vec![0.0],
+            y_label: format!("change of the fourth moment at {} so far, by term", self.site),
+            y_reach: vec![0.0],
+            series: self
+                .columns
+                .iter()
+                .enumerate()
+                .map(|(i, (name, points))| Series::new(name.as_str(), i, Vec::clone(points)))
+                .collect(),
+            plot_height: 260.0,
+            ..LineChart::default()
         }
     }
-    // `embed` has no layer and comes first; within a layer the log has the network's order.
-    last.sort_by_key(|line| line.layer);
-    let reach = |line: &&&MomentLine| {
-        let sizes = line.sums().map(f64::abs);
-        sizes.into_iter().filter(|size| size.is_finite()).fold(0.0, f64::max)
-    };
-    let most = last.iter().max_by(|a, b| reach(a).total_cmp(&reach(b)))?;
-    let lines: Vec<&MomentLine> = curves.moments.iter().filter(|l| l.site == most.site).collect();
-    let columns: Vec<_> = (0..DEGREES.len())
-        .map(|i| (DEGREES[i].to_string(), lines.iter().map(|l| (l.step as f64, l.sums()[i])).collect()))
-        .collect();
-    let chart = LineChart {
-        x_label: "step".into(),
-        x_reach: vec![0.0],
-        y_label: "change of the fourth moment so far, by term".into(),
-        y_reach: vec![0.0],
-        series: columns
-            .iter()
-            .enumerate()
-            .map(|(i, (name, points))| Series::new(name.as_str(), i, Vec::clone(points)))
-            .collect(),
-        plot_height: 260.0,
-        ..LineChart::default()
-    };
+}
+
+/// The chart of moment control, and where its sums ended at every site.
+pub(super) fn moments(curves: &RunCurves) -> Option<Vec<Block>> {
+    let moments = Moments::of(curves)?;
+    let chart = moments.chart();
+    let Moments { last, site, columns } = moments;
     let caption = format!(
         "What the measured steps have done to the fourth moment m4 of a fixed probe batch, at `{}`, the \
          site whose sums are largest: each step's change is the sum of a linear, a quadratic, a cubic and \
          a quartic term in the change of the activations, and each term is summed over the steps.",
-        most.site
+        site
     );
     let figure = Figure::new(caption, |width| at_width(&chart, width)).with_table(sampled(
         "step",
@@ -317,8 +342,7 @@ mod tests {
             step: 10,
             site: site.into(),
             layer,
-            kurtosis,
-            ..StatLine::default()
+            metrics: crate::metrics::Metrics { kurtosis, ..Default::default() },
         };
         let run = RunCurves {
             name: "a<b".into(),

@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# The runs and pictures of docs/blocks.md and docs/metrics.md: every preset on the sources of this project's dependencies,
+# 4 blocks of 128 channels, 300 steps of 32 x 128 tokens at a learning rate of 1e-2, which is too large for most of them,
+# since outliers grow with it. About twelve minutes on two cores.
+#     scripts/docs_pictures.sh [FOLDER FOR DATA AND RUNS]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+work=${1:-target/docs-pictures}
+program=${PROGRAM:-target/release/evenkeel}
+[ -x "$program" ] || cargo build --release
+ek() { "$program" "$@"; }
+mkdir -p "$work/runs"
+if [ ! -d "$work/data" ]; then
+  ek data tokenize "${CARGO_HOME:-$HOME/.cargo}"/registry/src/*/{candle-core,faer,tokenizers,clap_builder,rayon}-*/ \
+    --glob '*.rs' --train-bpe 2048 --out "$work/data"
+fi
+run() { # name, preset, more
+  local name=$1 preset=$2
+  shift 2
+  [ -d "$work/runs/$name" ] && return
+  printf '[model]\npreset = "%s"\n' "$preset" > "$work/run.toml"
+  # A run that the guard stops is a result, too: op_no_entropy is there to fail.
+  ek train "$work/run.toml" --out "$work/runs/$name" --no-progress --quiet \
+    --set model.depth=4 --set model.width=128 --set model.heads=4 --set data.path="$work/data" \
+    --set optim.lr_peak=1e-2 --set train.steps=300 --set train.eval_tokens=65536 \
+    --set train.eval_every_steps=0 --set train.checkpoint_every_steps=0 "$@" || true
+}
+all=$(ek config list | awk '{print $1}')
+for preset in $all; do
+  run "$preset" "$preset" --set telemetry.gram_every_steps=10 --set telemetry.token_metrics=true \
+    --set telemetry.moments_every_steps=1
+done
+ek report $(for preset in $all; do echo "$work/runs/$preset"; done) --out "$work/all" --force
+ek report "$work/runs/pre_ln" "$work/runs/op" --out "$work/two" --force
+mkdir -p docs/img/metrics
+cp "$work/all/kurtosis.svg" docs/img/blocks-kurtosis.svg
+cp "$work/all/summary.md" docs/img/blocks-summary.md
+for figure in "$work"/two/*.svg; do cp "$figure" docs/img/metrics/; done
