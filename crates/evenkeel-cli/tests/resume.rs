@@ -296,3 +296,62 @@ fn an_optimizer_state_that_is_incomplete_is_not_resumed() {
     let stderr = sandbox.refused(&[&args[..], &["--resume"]].concat());
     assert!(stderr.contains("optim.safetensors"), "{stderr}");
 }
+
+#[test]
+fn a_run_begun_before_a_key_existed_goes_on_with_its_default() {
+    let sandbox = Sandbox::with_data();
+    let args = ["train", "tiny.toml", "--out", "run", "--set", "train.checkpoint_every_steps=20"];
+    sandbox.ok(&args);
+    std::fs::remove_dir_all(sandbox.path("run/checkpoints/step-000050")).unwrap();
+    // As the version before wrote it: configuration and checkpoint without what came later.
+    let later =
+        ["kv_heads", "gate", "gate_init", "branches", "softmax", "rope_base", "dropout_embed", "attn_skip"];
+    let resolved: Vec<String> = sandbox
+        .read("run/resolved.toml")
+        .lines()
+        .filter(|line| !later.contains(&line.split(" =").next().unwrap()))
+        .map(String::from)
+        .collect();
+    sandbox.write("run/resolved.toml", resolved.join("\n"));
+    let path = "run/checkpoints/step-000040/config.json";
+    let mut config: Value = serde_json::from_str(&sandbox.read(path)).unwrap();
+    let model = config["model"].as_object_mut().unwrap();
+    assert!(later.iter().all(|key| model.remove(*key).is_some()));
+    sandbox.write(path, config.to_string());
+    let said = sandbox.run(&[&args[..], &["--resume"]].concat(), 0);
+    assert!(!lossy(&said.stderr).contains("anew"), "{}", lossy(&said.stderr));
+    // Another value than the default is another run.
+    let other = [&args[..], &["--resume", "--set", "model.gate=per_head"]].concat();
+    assert!(sandbox.refused(&other).contains("gate"));
+}
+
+#[test]
+fn dropout_resumes_and_is_cut_into_micro_batches_exactly() {
+    let sandbox = Sandbox::with_data();
+    let drop =
+        ["dropout_embed", "dropout_residual", "dropout_attention"].map(|key| format!("model.{key}=0.1"));
+    let run = |out: &str, more: &[&str]| {
+        let mut args = vec!["train", "tiny.toml", "--out", out, "--set", "train.checkpoint_every_steps=20"];
+        args.extend(drop.iter().flat_map(|set| ["--set", set.as_str()]));
+        args.extend(more);
+        sandbox.ok(&args);
+    };
+    run("straight", &[]);
+    run("again", &[]);
+    std::fs::remove_dir_all(sandbox.path("again/checkpoints/step-000050")).unwrap();
+    run("again", &["--resume"]);
+    assert_same_run(&sandbox, "straight", "again", 50);
+    run("cut", &["--set", "train.micro_batch_sequences=3"]);
+    run("forgetting", &["--set", "train.recompute=block"]);
+    let losses = |run: &str| -> Vec<f64> {
+        let lines = sandbox.lines(&format!("{run}/metrics.jsonl"));
+        lines.iter().map(|line| line["train/loss"].as_f64().unwrap()).collect()
+    };
+    let straight = losses("straight");
+    assert_eq!(straight, losses("forgetting"));
+    for (whole, cut) in straight.iter().zip(losses("cut")) {
+        assert!((whole - cut).abs() < 1e-3 * whole, "{whole} and {cut}");
+    }
+    sandbox.ok(&["train", "tiny.toml", "--out", "plain"]);
+    assert!(straight != losses("plain"), "dropout changed nothing");
+}

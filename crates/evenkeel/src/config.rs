@@ -6,6 +6,7 @@
 
 mod telemetry;
 
+pub(crate) use telemetry::GRAM_METRICS;
 pub use telemetry::{AlarmAction, AlarmConfig, TelemetryConfig};
 
 use crate::error::Hint;
@@ -79,6 +80,18 @@ pub enum ConfigError {
         /// A sentence that names the table and the key.
         problem: String,
     },
+    /// A file that spells one preset out, with another set from outside.
+    #[error(
+        "model.preset cannot be set to \"{set}\": the file starts from \"{given}\" and sets {keys}, which would stay"
+    )]
+    Preset {
+        /// The file's.
+        given: String,
+        /// From outside.
+        set: String,
+        /// The file's keys that say what the preset is.
+        keys: String,
+    },
     /// `--set` without a key and a value.
     #[error("`{text}` is not of the form key.path=value")]
     Assignment {
@@ -115,6 +128,9 @@ impl Hint for ConfigError {
                 "`evenkeel config list` describes the presets".into()
             }
             ConfigError::UnknownName { .. } => "write for example [optim] name = \"soap\"".into(),
+            ConfigError::Preset { set, .. } => format!(
+                "`evenkeel config show {set} > {set}.toml` writes a file of that preset; one that sets only sizes works with all"
+            ),
             ConfigError::Assignment { .. } => "write --set optim.lr_peak=3e-3, without spaces".into(),
         }
     }
@@ -254,9 +270,11 @@ impl RunConfig {
     /// # Errors
     /// As [`Self::load`].
     pub fn from_table(mut user: Table, overrides: &[Override]) -> Result<Self, ConfigError> {
+        let before = user.get("model").and_then(Value::as_table).cloned().unwrap_or_default();
         for o in overrides {
             o.apply(&mut user)?;
         }
+        check_preset(&before, &user)?;
         let text_of = |section: &str, key: &str| match user.get(section).and_then(|s| s.get(key)) {
             None => Ok(None),
             Some(Value::String(text)) => Ok(Some(text.clone())),
@@ -440,6 +458,34 @@ impl Override {
     }
 }
 
+/// Keys of `[model]` that mean the same in every preset.
+const SIZES: [&str; 10] = [
+    "preset",
+    "depth",
+    "width",
+    "heads",
+    "kv_heads",
+    "vocab",
+    "context",
+    "mlp_ratio",
+    "mlp_hidden",
+    "init_from",
+];
+
+/// Refuses to lay a file that says what one preset is over another: it would make the one and call it the other.
+fn check_preset(before: &Table, after: &Table) -> Result<(), ConfigError> {
+    let preset = after.get("model").and_then(|m| m.get("preset"));
+    let (Some(Value::String(given)), Some(Value::String(set))) = (before.get("preset"), preset) else {
+        return Ok(());
+    };
+    let own: Vec<&str> = before.keys().map(String::as_str).filter(|k| !SIZES.contains(k)).collect();
+    if given == set || own.is_empty() {
+        return Ok(());
+    }
+    let (shown, more) = (own[..own.len().min(3)].join(", "), if own.len() > 3 { ", ..." } else { "" });
+    Err(ConfigError::Preset { given: given.clone(), set: set.clone(), keys: format!("{shown}{more}") })
+}
+
 fn to_table(config: &RunConfig) -> Result<Table, ConfigError> {
     match Value::try_from(config) {
         Ok(Value::Table(table)) => Ok(table),
@@ -520,6 +566,18 @@ mod tests {
                 assert_eq!(load(&config.to_toml().unwrap()).unwrap(), config);
             }
         }
+    }
+
+    #[test]
+    fn a_file_that_spells_a_preset_out_is_not_laid_over_another() {
+        let set = [Override::text("model.preset", "gated_attention")];
+        let with = |text: &str| RunConfig::from_table(text.parse().unwrap(), &set);
+        let sizes = with("[model]\npreset = 'op'\ndepth = 3\ninit_from = 'x'").unwrap();
+        assert_eq!((sizes.model.preset.as_str(), sizes.model.depth), ("gated_attention", 3));
+        assert_eq!(sizes.model.gate, model::config::Gate::PerToken);
+        let error = with("[model]\npreset = 'op'\nbeta = 0.1\ngate = 'none'").unwrap_err().to_string();
+        assert!(error.contains("beta, gate") && error.contains("\"op\""), "{error}");
+        assert!(with("[model]\npreset = 'gated_attention'\nbeta = 0.1").is_ok());
     }
 
     #[test]

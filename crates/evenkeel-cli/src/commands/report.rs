@@ -11,10 +11,12 @@ use serde_json::json;
 
 pub(crate) fn run(args: Report, settings: &Settings) -> Result<Exit, Failure> {
     let runs = args.runs.iter().map(|dir| read_run(dir)).collect::<Result<Vec<_>, ReportError>>()?;
-    let comparison = Comparison { runs };
+    let comparison = Comparison::new(runs);
     let page = args.out.join("index.html");
     if !settings.dry_run {
-        let known = page.is_file() || !args.out.exists();
+        // Only a report has both: a run's own page has no summary beside it.
+        let earlier = page.is_file() && args.out.join("summary.json").is_file();
+        let known = earlier || !args.out.exists();
         let empty = || std::fs::read_dir(&args.out).is_ok_and(|mut entries| entries.next().is_none());
         if !(known || empty() || settings.force) {
             return Err(Failure::input(

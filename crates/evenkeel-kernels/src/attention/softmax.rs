@@ -106,9 +106,7 @@ multiversion! {
 multiversion! {
     fn clip(row: &mut [f32], gamma: f32, eta: f32) {
         for v in row {
-            let stretched = (eta - gamma) * *v + gamma;
-            // Written so that NaN stays NaN.
-            *v = if stretched < 0.0 { 0.0 } else if stretched > 1.0 { 1.0 } else { stretched };
+            *v = ((eta - gamma) * *v + gamma).clamp(0.0, 1.0);
         }
     }
 }
@@ -175,13 +173,12 @@ multiversion! {
         for (s, d) in seen.iter_mut().zip(d_seen.iter_mut()) {
             *s = math::exp(*s * scale - lse);
             let stretched = stretch * *s + gamma;
-            *d = if stretched < 0.0 || stretched > 1.0 { 0.0 } else { stretch * *d };
+            *d = if (0.0..=1.0).contains(&stretched) { stretch * *d } else { 0.0 };
         }
         let dot = math::sum_by2(seen, d_seen, |p, d| p * d);
         for (s, d) in seen.iter_mut().zip(d_seen) {
             *d = *s * (*d - dot) * scale;
-            let stretched = stretch * *s + gamma;
-            *s = if stretched < 0.0 { 0.0 } else if stretched > 1.0 { 1.0 } else { stretched };
+            *s = (stretch * *s + gamma).clamp(0.0, 1.0);
         }
         hidden.fill(0.0);
         d_hidden.fill(0.0);

@@ -9,6 +9,12 @@ use crate::names::NameFilter;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
+/// Metrics that are taken every `gram_every_steps` only.
+pub(crate) const GRAM_METRICS: [&str; 3] = ["input_corr_rms", "feature_corr_rms", "effective_rank"];
+/// Metrics that are taken with `token_metrics` only.
+const TOKEN_METRICS: [&str; 4] =
+    ["kurtosis_elementwise", "kurtosis_excess_token", "inf_norm", "input_cos_mean"];
+
 /// The table `[telemetry]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TelemetryConfig {
@@ -16,7 +22,8 @@ pub struct TelemetryConfig {
     pub stats_every_steps: u64,
     /// Globs over site names.
     pub sites: Vec<String>,
-    /// Steps between measurements that take the Gram metrics too, on the residual stream, which cost most; 0 means never.
+    /// Steps between measurements that take the Gram metrics too, on the residual stream, which cost most: a multiple of
+    /// `stats_every_steps`; 0 means never.
     pub gram_every_steps: u64,
     /// Most tokens that the Gram metrics are taken over; they cost tokens² or channels², whichever is less.
     pub gram_tokens: usize,
@@ -114,6 +121,12 @@ impl TelemetryConfig {
         if !(1..=1 << 16).contains(&self.probe_sequences) {
             return refuse("telemetry.probe_sequences must lie between 1 and 65536");
         }
+        let (stats, gram) = (self.stats_every_steps, self.gram_every_steps);
+        if gram > 0 && (stats == 0 || !gram.is_multiple_of(stats)) {
+            return refuse(
+                "telemetry.gram_every_steps must be a multiple of stats_every_steps, since the Gram metrics are taken with the others",
+            );
+        }
         globs("telemetry.sites", &self.sites)?;
         globs("telemetry.moment_sites", &self.moment_sites)
     }
@@ -159,6 +172,20 @@ pub(super) fn validate_alarms(
             let nearest = Metrics::NAMES.iter().max_by_key(likeness).unwrap_or(&"kurtosis");
             return refuse(format!(
                 "`alarm[{i}].metric`: there is no metric \"{}\"; the nearest is \"{nearest}\"",
+                alarm.metric
+            ));
+        }
+        // A metric that is never taken would never be above anything.
+        let missing = match alarm.metric.as_str() {
+            m if GRAM_METRICS.contains(&m) && telemetry.gram_every_steps == 0 => {
+                Some("gram_every_steps = 100")
+            }
+            m if TOKEN_METRICS.contains(&m) && !telemetry.token_metrics => Some("token_metrics = true"),
+            _ => None,
+        };
+        if let Some(key) = missing {
+            return refuse(format!(
+                "`alarm[{i}].metric`: {} is not taken; set for example telemetry.{key}",
                 alarm.metric
             ));
         }

@@ -91,7 +91,8 @@ const GAINS: [&str; 6] = ["beta", "alpha", "skip", "identity", "attention", "cen
 pub fn gains(parameters: &[Parameter]) -> Result<Vec<GainReport>> {
     let is_gain = |p: &&Parameter| {
         let last = p.name.rsplit('.').next().unwrap_or_default();
-        GAINS.contains(&last) || (last == "gain" && !p.name.ends_with("norm.gain"))
+        let norms = ["norm.gain", "norm.alpha"].iter().any(|end| p.name.ends_with(end));
+        (GAINS.contains(&last) || last == "gain") && !norms
     };
     let report = |p: &Parameter| {
         let plain = super::site::plain(&p.tensor)?;
@@ -146,6 +147,7 @@ mod tests {
             parameter("blocks.1.attn.shaped.centre", vec![1.0], &[1]),
             parameter("blocks.1.attn.v.gain", vec![1.0], &[1]),
             parameter("blocks.1.attn.norm.gain", vec![1.0], &[1]),
+            parameter("blocks.1.mlp.norm.alpha", vec![0.5], &[1]),
             parameter("blocks.1.mlp.beta", vec![1.0, f32::NAN], &[2]),
         ];
         assert_eq!(

@@ -36,10 +36,11 @@ pub enum NormPosition {
 }
 
 /// How the two branches of a block are joined to the stream.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Branches {
     /// Attention first, the MLP reads what it left.
+    #[default]
     Sequential,
     /// Both read the same normalised stream (GPT-J).
     Parallel,
@@ -67,10 +68,11 @@ pub enum QkNorm {
 }
 
 /// What multiplies the values.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AttentionMatrix {
     /// The probabilities P.
+    #[default]
     Softmax,
     /// a I + b P - c C per head, with the uniform causal matrix C and learned a, b, c (Noci et al., arXiv 2306.17759;
     /// He and Hofmann, arXiv 2311.01906): the identity at the start, when queries start at zero.
@@ -78,20 +80,22 @@ pub enum AttentionMatrix {
 }
 
 /// How the value and output projections of attention are parametrised.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ValueInit {
     /// A random matrix.
+    #[default]
     Random,
     /// s x + r (x Wᵀ + b) with learned scalars s and r and W = 0 at the start: the identity.
     Identity,
 }
 
 /// How the query projection starts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum QueryInit {
     /// As every other matrix.
+    #[default]
     Random,
     /// At zero, so that attention starts uniform.
     Zero,
@@ -99,10 +103,11 @@ pub enum QueryInit {
 
 /// A sigmoid gate on each head's weighted values before the heads are merged (Bondarenko et al., arXiv 2306.12929). One
 /// that averages over the sequence would see the future, so there is none.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Gate {
     /// No gate.
+    #[default]
     None,
     /// One number per head, whatever the input.
     PerHead,
@@ -194,12 +199,12 @@ macro_rules! written_as_text {
     };
 }
 
-/// `name` or `name(1, 2)` as the name and its numbers, all finite.
+/// `name` or `name(1, 2)` as the name and its numbers, all finite in float32 too.
 fn call(text: &str) -> Option<(&str, Vec<f64>)> {
     let Some((name, rest)) = text.split_once('(') else { return Some((text.trim(), Vec::new())) };
     let numbers = rest.trim_end().strip_suffix(')')?.split(',').map(|n| n.trim().parse::<f64>().ok());
     let numbers: Vec<f64> = numbers.collect::<Option<_>>()?;
-    numbers.iter().all(|n| n.is_finite()).then_some((name.trim(), numbers))
+    numbers.iter().all(|&n| (n as f32).is_finite()).then_some((name.trim(), numbers))
 }
 
 /// Distribution of weight matrices at the start.
@@ -244,10 +249,11 @@ impl std::fmt::Display for Init {
 }
 
 /// How scores become probabilities.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum SoftmaxChoice {
     /// As everywhere.
+    #[default]
     Standard,
     /// clip((η - γ) softmax + γ, 0, 1) with γ = -12 / `context` and η = 1 (Bondarenko et al., their OPT runs).
     ClippedByContext,
@@ -378,9 +384,17 @@ mod tests {
         for text in ["fan_in", "normal(0.02)"] {
             assert_eq!(Init::try_from(text.to_string()).unwrap().to_string(), text);
         }
-        for bad in
-            ["", "normal", "normal(", "normal(x)", "normal(-1)", "normal(inf)", "fan_in(2)", "normal(1,2)"]
-        {
+        for bad in [
+            "",
+            "normal",
+            "normal(",
+            "normal(x)",
+            "normal(-1)",
+            "normal(inf)",
+            "normal(1e39)",
+            "fan_in(2)",
+            "normal(1,2)",
+        ] {
             let said = Init::try_from(bad.to_string()).unwrap_err();
             assert!(said.contains("normal(STD)") && said.ends_with(&format!("\"{bad}\"")), "{said}");
         }

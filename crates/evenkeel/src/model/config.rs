@@ -12,9 +12,9 @@ pub use super::choices::{
 use crate::ops::Softmax;
 use serde::{Deserialize, Serialize};
 
-/// Everything that shapes the network. In a configuration file this is the table `[model]`.
+/// Everything that shapes the network. In a configuration file this is the table `[model]`. Keys with a default may be missing
+/// from a checkpoint: they did not exist when the first ones were written.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
 pub struct ModelConfig {
     /// The preset that the other keys started from, for the record.
     pub preset: String,
@@ -25,6 +25,7 @@ pub struct ModelConfig {
     /// Attention heads; width / heads channels each.
     pub heads: usize,
     /// Heads of keys and values, each shared by heads / kv_heads query heads; 0 means as many as `heads`.
+    #[serde(default)]
     pub kv_heads: usize,
     /// Token ids; 0 in a configuration file means "that of the data".
     pub vocab: usize,
@@ -34,6 +35,7 @@ pub struct ModelConfig {
     pub mlp_ratio: usize,
     /// MLP hidden channels; 0 means mlp_ratio · width, and two thirds of that, rounded up to a multiple of 8, for a gated
     /// MLP, whose three matrices then hold as much as two.
+    #[serde(default)]
     pub mlp_hidden: usize,
     /// Norm inside the blocks.
     pub norm: Norm,
@@ -42,12 +44,14 @@ pub struct ModelConfig {
     /// Where the blocks' norms stand.
     pub norm_position: NormPosition,
     /// How the branches are joined.
+    #[serde(default)]
     pub branches: Branches,
     /// Norm before attention in block 0, if the blocks have none (the authors' OP code keeps one there).
     pub first_norm: Norm,
     /// Norm on the embedding output.
     pub embed_norm: Norm,
     /// A width × width matrix after the embedding and one before the head, orthogonal at the start (EmbProj of OSP).
+    #[serde(default)]
     pub embed_proj: bool,
     /// Norm before the head.
     pub final_norm: Norm,
@@ -56,10 +60,13 @@ pub struct ModelConfig {
     /// Whether β is learned, one scalar per branch.
     pub beta_trainable: bool,
     /// Whether a learned β has a value for each channel (LayerScale).
+    #[serde(default)]
     pub beta_per_channel: bool,
     /// Gain on the stream where attention joins it; 0 makes the block skipless, and attention then has no β.
+    #[serde(default = "one")]
     pub attn_skip: f64,
     /// The same where the MLP joins it; in a parallel block, where both do.
+    #[serde(default = "one")]
     pub mlp_skip: f64,
     /// Factor on the MLP's input.
     pub alpha: f64,
@@ -70,36 +77,48 @@ pub struct ModelConfig {
     /// ε of QK-norm.
     pub qk_norm_eps: f64,
     /// C of the soft cap C tanh(score / C), after the 1/√d_head scale; 0 means none.
+    #[serde(default)]
     pub logit_softcap: f64,
     /// How scores become probabilities.
+    #[serde(default)]
     pub softmax: SoftmaxChoice,
     /// What multiplies the values.
+    #[serde(default)]
     pub attention_matrix: AttentionMatrix,
     /// Parametrisation of the value and output projections.
+    #[serde(default)]
     pub value_init: ValueInit,
     /// Start of the query projection.
+    #[serde(default)]
     pub query_init: QueryInit,
     /// Gate on the heads' outputs.
+    #[serde(default)]
     pub gate: Gate,
     /// How far open gates start: σ(bias), between 0 and 1.
+    #[serde(default = "half")]
     pub gate_init: f64,
     /// Nonlinearity of the MLP.
     pub activation: Nonlinearity,
     /// Positions.
     pub positions: Positions,
     /// Base of RoPE's angles.
+    #[serde(default = "rope_base")]
     pub rope_base: f64,
     /// Share of each head's channels that RoPE rotates.
+    #[serde(default = "one")]
     pub rope_fraction: f64,
     /// Whether the head is the embedding matrix.
     pub tie_head: bool,
     /// Which projections have a bias.
     pub biases: Vec<Projection>,
     /// Probability of dropping a channel of the embedding output, in training.
+    #[serde(default)]
     pub dropout_embed: f64,
     /// Probability of dropping a channel of a branch's output, in training.
+    #[serde(default)]
     pub dropout_residual: f64,
     /// Probability of dropping an attention probability, in training.
+    #[serde(default)]
     pub dropout_attention: f64,
     /// Initialisation of the matrices.
     pub init: Init,
@@ -223,6 +242,10 @@ impl ModelConfig {
                 return refuse(key, format!("must be a number of at least 0, not {value}"));
             }
         }
+        let cap = self.logit_softcap;
+        if cap > 0.0 && !(cap as f32).is_normal() {
+            return refuse("logit_softcap", format!("must be 0 or a size that float32 holds, not {cap}"));
+        }
         for (key, value) in [
             ("alpha", self.alpha),
             ("beta", self.beta.resolve(self.depth)),
@@ -262,6 +285,11 @@ impl ModelConfig {
         }
         if self.norm != Norm::None && self.first_norm != Norm::None {
             return refuse("first_norm", "applies only where the blocks have norm = \"none\"".into());
+        }
+        if self.first_norm != Norm::None && self.branches.parallel() {
+            let problem =
+                "stands before attention alone, and in a parallel block the MLP reads what attention reads";
+            return refuse("first_norm", problem.into());
         }
         if self.branches.parallel() && self.norm_position == NormPosition::Post {
             let problem =
@@ -326,9 +354,14 @@ fn refuse(key: &'static str, problem: String) -> Result<(), ModelError> {
     Err(ModelError::Config { key, problem })
 }
 
-impl Default for ModelConfig {
-    /// The preset `pre_ln`: what a configuration written before a key existed means by leaving it out.
-    fn default() -> Self {
-        super::presets::pre_ln()
-    }
+fn one() -> f64 {
+    1.0
+}
+
+fn half() -> f64 {
+    0.5
+}
+
+fn rope_base() -> f64 {
+    10_000.0
 }

@@ -57,6 +57,11 @@ impl<'a> Builder<'a> {
         Self { source, parameters: Vec::new(), shapes: Vec::new(), problems: Vec::new() }
     }
 
+    /// Whether nothing but shapes is wanted.
+    pub fn counts_only(&self) -> bool {
+        matches!(self.source, Source::Shapes)
+    }
+
     /// The next parameter.
     ///
     /// # Errors

@@ -265,6 +265,9 @@ fn combinations_that_make_no_sense_are_refused_with_the_key_and_the_reason() {
             (c.norm, c.norm_position) = (Norm::None, NormPosition::PostStream)
         }),
         ("first_norm", "norm = \"none\"", |c| c.first_norm = Norm::Rms),
+        ("first_norm", "parallel", |c| {
+            (c.norm, c.first_norm, c.branches) = (Norm::None, Norm::Rms, Branches::Parallel);
+        }),
         ("branches", "after each branch", |c| {
             (c.branches, c.norm_position) = (Branches::Parallel, NormPosition::Post);
         }),

@@ -75,8 +75,10 @@ impl Transformer {
             }
             Positions::Rope | Positions::None => None,
         };
+        // Counting parameters needs no angles.
+        let positions = if b.counts_only() { 0 } else { c.context };
         let rope = (c.positions == Positions::Rope)
-            .then(|| Arc::new(Rope::new(c.rope_base, c.rotated(), c.context)));
+            .then(|| Arc::new(Rope::new(c.rope_base, c.rotated(), positions)));
         let projection = |b: &mut Builder, name: &str| match c.embed_proj {
             true => Linear::new(b, name.into(), [d, d], Start::Orthogonal, false).map(Some),
             false => Ok(None),

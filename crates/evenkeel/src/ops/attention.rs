@@ -174,13 +174,13 @@ pub fn attention(
         compute: tape.compute(),
     };
     let eps = qk_norm.as_ref().map_or(0.0, |n| n.eps);
-    let rope = spec.rope.as_ref().map(|rope| rope.at_least(tokens).into_owned());
+    let rope = spec.rope.as_ref().map(|rope| rope.at_least(tokens));
     let norm_tensors: Vec<Tensor> = norm.iter().map(|v| v.tensor().clone()).collect();
     let mut out = vec![0.0; q.tensor().elem_count()];
     let lse = {
         let (qs, ks, vs) = (slice(q.tensor())?, slice(k.tensor())?, slice(v.tensor())?);
         let guards = norm_tensors.iter().map(slice).collect::<Result<Vec<_>>>()?;
-        kernel::forward(shape, &qs, &ks, &vs, prepare(&guards, eps, rope.as_ref()), &mut out)
+        kernel::forward(shape, &qs, &ks, &vs, prepare(&guards, eps, rope.as_deref()), &mut out)
     };
     let out = tensor(out, q.tensor().shape())?;
     let (q, k, v, context) = (q.clone(), k.clone(), v.clone(), out.clone());
@@ -190,7 +190,7 @@ pub fn attention(
             let (qs, ks, vs) = (slice(q.tensor())?, slice(k.tensor())?, slice(v.tensor())?);
             let (out, dy) = (slice(&context)?, slice(&dy)?);
             let guards = norm_tensors.iter().map(slice).collect::<Result<Vec<_>>>()?;
-            kernel::backward(shape, &qs, &ks, &vs, prepare(&guards, eps, rope.as_ref()), &out, &lse, &dy)
+            kernel::backward(shape, &qs, &ks, &vs, prepare(&guards, eps, rope.as_deref()), &out, &lse, &dy)
         };
         for (value, gradient) in [(&q, g.q), (&k, g.k), (&v, g.v)] {
             sink.add(value, tensor(gradient, value.tensor().shape())?)?;

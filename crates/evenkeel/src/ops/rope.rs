@@ -5,6 +5,7 @@
 
 use candle_core::{Device, Result, Tensor};
 use evenkeel_kernels::attention as kernel;
+use std::sync::Arc;
 
 /// Cosines and sines of a model's angles.
 #[derive(Clone, Debug, PartialEq)]
@@ -12,7 +13,6 @@ pub struct Rope {
     half: usize,
     positions: usize,
     base: f64,
-    angles: Vec<f64>,
     cos: Vec<f32>,
     sin: Vec<f32>,
 }
@@ -21,19 +21,19 @@ impl Rope {
     /// For positions below `positions`; `rotated` channels, an even number.
     pub fn new(base: f64, rotated: usize, positions: usize) -> Self {
         let half = rotated / 2;
-        let angle = |t: usize, c: usize| t as f64 * base.powf(-2.0 * c as f64 / rotated as f64);
-        let angles: Vec<f64> = (0..positions).flat_map(|t| (0..half).map(move |c| angle(t, c))).collect();
-        let cos = angles.iter().map(|a| a.cos() as f32).collect();
-        let sin = angles.iter().map(|a| a.sin() as f32).collect();
-        Self { half, positions, base, angles, cos, sin }
+        let frequencies = frequencies(base, half);
+        let table = |f: fn(f64) -> f64| {
+            let row = |t: usize| frequencies.iter().map(move |&w| f(t as f64 * w) as f32);
+            (0..positions).flat_map(row).collect()
+        };
+        Self { half, positions, base, cos: table(f64::cos), sin: table(f64::sin) }
     }
 
     /// This table, or one with as many more positions as a longer sequence needs.
-    pub(super) fn at_least(&self, tokens: usize) -> std::borrow::Cow<'_, Self> {
-        if tokens <= self.positions {
-            std::borrow::Cow::Borrowed(self)
-        } else {
-            std::borrow::Cow::Owned(Self::new(self.base, 2 * self.half, tokens))
+    pub(super) fn at_least(self: &Arc<Self>, tokens: usize) -> Arc<Self> {
+        match tokens <= self.positions {
+            true => self.clone(),
+            false => Arc::new(Self::new(self.base, 2 * self.half, tokens)),
         }
     }
 
@@ -41,12 +41,13 @@ impl Rope {
         kernel::Rope { cos: &self.cos, sin: &self.sin, half: self.half }
     }
 
-    /// x (sequences, tokens, heads, d_head), turned.
+    /// x (sequences, tokens, heads, d_head), turned by angles in float64.
     pub(super) fn composed(&self, x: &Tensor) -> Result<Tensor> {
         let (_, tokens, _, d_head) = x.dims4()?;
-        let table = self.at_least(tokens);
+        let frequencies = frequencies(self.base, self.half);
         let make = |f: fn(f64) -> f64| {
-            let values: Vec<f64> = table.angles[..tokens * self.half].iter().map(|&a| f(a)).collect();
+            let row = |t: usize| frequencies.iter().map(move |&w| f(t as f64 * w));
+            let values: Vec<f64> = (0..tokens).flat_map(row).collect();
             Tensor::from_vec(values, (tokens, 1, self.half), &Device::Cpu)?.to_dtype(x.dtype())
         };
         let (cos, sin) = (make(f64::cos)?, make(f64::sin)?);
@@ -62,6 +63,11 @@ impl Rope {
     }
 }
 
+/// Angle of each pair per position.
+fn frequencies(base: f64, half: usize) -> Vec<f64> {
+    (0..half).map(|c| base.powf(-(c as f64) / half as f64)).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -74,9 +80,9 @@ mod tests {
         // Longer than the table.
         let y = rope.composed(&x)?.reshape((6, 8))?.to_vec2::<f64>()?;
         let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
-        for t in 0..6 {
-            assert!((dot(&y[t], &y[t]) - dot(&row, &row)).abs() < 1e-12);
-            assert_eq!(y[t][6..], row[6..], "channels beyond the rotated ones stay");
+        for turned in &y {
+            assert!((dot(turned, turned) - dot(&row, &row)).abs() < 1e-12);
+            assert_eq!(turned[6..], row[6..], "channels beyond the rotated ones stay");
         }
         assert!((dot(&y[0], &y[2]) - dot(&y[3], &y[5])).abs() < 1e-12);
         assert!((dot(&y[0], &y[2]) - dot(&y[0], &y[3])).abs() > 1e-3);

@@ -1,6 +1,7 @@
 //! W8A8 as in the OPT-125m table: where the quantisers stand, calibration, evaluation.
 //!
-//! Weights per tensor (embeddings, projections, norm gains; not the head, biases, β or α). Activations per
+//! Weights per tensor (embeddings, projections, norm gains; not the head, attention gates, biases, β, α or the gains of shaped
+//! attention and identity projections). Activations per
 //! tensor and static, thirteen places per block and two outside. A block without norms has no norm outputs to
 //! quantise; QK-norm outputs get quantisers of their own; where β is not 1, `β f` is quantised (`branch`) and
 //! the raw branch output is not. Calibration is one joint pass with all quantisers on: each updates its range

@@ -4,7 +4,7 @@
 //! ```no_run
 //! # use evenkeel::report::{compare::Comparison, run::read_run};
 //! # fn main() -> Result<(), evenkeel::report::ReportError> {
-//! let comparison = Comparison { runs: vec![read_run("runs/a".as_ref())?, read_run("runs/b".as_ref())?] };
+//! let comparison = Comparison::new(vec![read_run("runs/a".as_ref())?, read_run("runs/b".as_ref())?]);
 //! comparison.write("comparison".as_ref())?;
 //! # Ok(())
 //! # }
@@ -79,16 +79,32 @@ const FIGURES: &[Drawn] = &[
 ];
 
 impl Comparison {
+    /// These runs; where several have one name, each is called by its folder and the one above it, or else numbered.
+    pub fn new(mut runs: Vec<RunCurves>) -> Self {
+        let repeated = |runs: &[RunCurves]| -> Vec<usize> {
+            let same = |run: &RunCurves| runs.iter().filter(|r| r.name == run.name).count() > 1;
+            (0..runs.len()).filter(|&i| same(&runs[i])).collect()
+        };
+        for i in repeated(&runs) {
+            if let Some(above) = runs[i].dir.parent().and_then(|p| p.file_name()) {
+                runs[i].name = format!("{}-{}", above.to_string_lossy(), runs[i].name);
+            }
+        }
+        for (number, i) in repeated(&runs).into_iter().enumerate() {
+            runs[i].name = format!("{}-{}", runs[i].name, number + 1);
+        }
+        Self { runs }
+    }
+
     /// How each run ended.
     pub fn summary(&self) -> Vec<RunSummary> {
         let end = |run: &RunCurves| {
-            let train = run.train_loss();
             let kurtosis = run.mean_kurtosis();
             let peak = kurtosis.iter().map(|p| p.1).filter(|k| k.is_finite()).max_by(f64::total_cmp);
             RunSummary {
                 name: run.name.clone(),
                 step: run.metrics.last().map_or(0, |m| m.step),
-                train_loss: findings::finite(smooth(&train).last().map(|p| p.1)),
+                train_loss: findings::finite(end_of(&run.train_loss())),
                 val_loss: findings::finite(run.val_loss().last().map(|p| p.1)),
                 kurtosis_mean: findings::finite(kurtosis.last().map(|p| p.1)),
                 kurtosis_mean_peak: peak,
@@ -260,6 +276,13 @@ fn smooth(points: &[super::chart::Point]) -> Vec<super::chart::Point> {
     running_mean(points, points.len() / 40)
 }
 
+/// Mean of the last fortieth, and at least of the last point; NaN if one of these is.
+fn end_of(points: &[super::chart::Point]) -> Option<f64> {
+    let count = (points.len() / 40).max(1).min(points.len());
+    let last = &points[points.len() - count..];
+    (count > 0).then(|| last.iter().map(|p| p.1).sum::<f64>() / count as f64)
+}
+
 /// Mean over sites, at the steps that the first of them has.
 fn over_sites(sites: &[Curve]) -> Vec<super::chart::Point> {
     let Some((_, first)) = sites.first() else { return Vec::new() };
@@ -317,6 +340,9 @@ mod tests {
         );
         let ends = both.summary();
         assert_eq!((ends[0].kurtosis_mean, ends[1].kurtosis_mean), (Some(4.0), Some(1.5)));
+        let falling: Vec<_> = (0..120).map(|i| (f64::from(i), f64::from(120 - i))).collect();
+        assert_eq!(end_of(&falling), Some(2.0), "the mean of 3, 2 and 1");
+        assert_eq!((end_of(&falling[..1]), end_of(&[])), (Some(120.0), None));
         assert_eq!((ends[0].train_loss, ends[0].val_loss, ends[0].step), (Some(2.0), Some(2.5), 20));
         // Taken at the second of two measured steps only: a point all the same.
         assert_eq!(over_sites(&both.runs[0].residual("effective_rank", false)), [(20.0, 4.0)]);
@@ -330,6 +356,17 @@ mod tests {
         assert_eq!(left_out, [&"mmr_skipped"]);
         let empty = Comparison { runs: vec![RunCurves::default()] };
         assert!(empty.page().contains("Run") && empty.summary()[0].val_loss.is_none());
+    }
+
+    #[test]
+    fn runs_of_one_name_are_told_apart() {
+        let at = |dir: &str| RunCurves { dir: dir.into(), ..run("s0", 2.0) };
+        let names = |dirs: &[&str]| -> Vec<String> {
+            Comparison::new(dirs.iter().map(|d| at(d)).collect()).runs.into_iter().map(|r| r.name).collect()
+        };
+        assert_eq!(names(&["a/s0"]), ["s0"]);
+        assert_eq!(names(&["a/s0", "b/s0"]), ["a-s0", "b-s0"]);
+        assert_eq!(names(&["a/s0", "a/s0"]), ["a-s0-1", "a-s0-2"]);
     }
 
     #[test]

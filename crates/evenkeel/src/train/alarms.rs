@@ -7,7 +7,7 @@
 use super::log::LineLog;
 use super::{RunDir, TrainError};
 use crate::checkpoint::{AlarmCount, RunState};
-use crate::config::{AlarmAction, AlarmConfig, ConfigError};
+use crate::config::{AlarmAction, AlarmConfig, ConfigError, GRAM_METRICS};
 use crate::error::Result;
 use crate::metrics::Metrics;
 use crate::names::NameFilter;
@@ -78,7 +78,13 @@ impl Alarms {
     }
 
     /// Looks at what was measured after `step` steps; logs and returns the alarms that fire.
-    pub(super) fn check(&mut self, step: u64, stats: &[(Site, Metrics)]) -> Result<Vec<AlarmLine>> {
+    /// `gram` says whether the Gram metrics were taken: an alarm on one that was not stays as it is.
+    pub(super) fn check(
+        &mut self,
+        step: u64,
+        gram: bool,
+        stats: &[(Site, Metrics)],
+    ) -> Result<Vec<AlarmLine>> {
         let mut fired = Vec::new();
         for (i, (alarm, filter)) in self.watched.iter().enumerate() {
             let mut matched = self.matched;
@@ -92,6 +98,10 @@ impl Alarms {
                 // The RMS is defined for all values but those that are not finite.
                 let above = metrics.rms.is_none() || value.is_some_and(|v| v > alarm.above);
                 let key = (i, site);
+                let taken = gram || !GRAM_METRICS.contains(&alarm.metric.as_str());
+                if !above && !taken {
+                    continue;
+                }
                 if !above {
                     self.counts.remove(&key);
                     continue;
@@ -182,7 +192,7 @@ mod tests {
                     let text = serde_json::to_string(&state(i as u64, watching.counts())).unwrap();
                     watching = Alarms::open(&alarms, &dir, &serde_json::from_str(&text).unwrap()).unwrap();
                 }
-                let fired = watching.check(i as u64 + 1, &[(SITE, measured(Some(*value)))]).unwrap();
+                let fired = watching.check(i as u64 + 1, false, &[(SITE, measured(Some(*value)))]).unwrap();
                 steps.extend(fired.iter().map(|f| f.step));
             }
             (steps, std::fs::read_to_string(dir.alarms()).unwrap())
@@ -208,10 +218,28 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let dir = RunDir::create(folder.path(), true).unwrap();
         let mut watching = Alarms::open(&[alarm(2.0, 1)], &dir, &state(0, Vec::new())).unwrap();
-        assert!(watching.check(1, &[(SITE, measured(None))]).unwrap().is_empty());
+        assert!(watching.check(1, false, &[(SITE, measured(None))]).unwrap().is_empty());
         let broken = Metrics { rms: None, ..measured(None) };
-        let fired = watching.check(2, &[(SITE, broken)]).unwrap();
+        let fired = watching.check(2, false, &[(SITE, broken)]).unwrap();
         assert_eq!(fired[0].to_string(), "kurtosis at embed is not finite, above 2");
+    }
+
+    #[test]
+    fn a_metric_that_is_not_taken_at_every_step_keeps_its_count() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = RunDir::create(folder.path(), true).unwrap();
+        let mut alarms = [AlarmConfig { metric: "effective_rank".into(), ..alarm(2.0, 2) }];
+        alarms[0].sites = vec!["embed".into()];
+        let mut watching = Alarms::open(&alarms, &dir, &state(0, Vec::new())).unwrap();
+        let with = |effective_rank| Metrics { effective_rank, ..measured(Some(1.0)) };
+        let mut fired = Vec::new();
+        // Taken at odd steps: above, above, above, below, above, above.
+        for (step, rank) in (1..).step_by(2).zip([3.0, 3.0, 3.0, 1.0, 3.0, 3.0]) {
+            for (step, gram, rank) in [(step, true, Some(rank)), (step + 1, false, None)] {
+                fired.extend(watching.check(step, gram, &[(SITE, with(rank))]).unwrap());
+            }
+        }
+        assert_eq!(fired.iter().map(|f| f.step).collect::<Vec<_>>(), [3, 11]);
     }
 
     #[test]
@@ -219,15 +247,15 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let dir = RunDir::create(folder.path(), true).unwrap();
         let mut first = Alarms::open(&[alarm(2.0, 2)], &dir, &state(0, Vec::new())).unwrap();
-        first.check(1, &[(SITE, measured(Some(9.0)))]).unwrap();
+        first.check(1, false, &[(SITE, measured(Some(9.0)))]).unwrap();
         let counts = first.counts();
         assert_eq!(counts[0].count, 1);
         let mut second = Alarms::open(&[alarm(3.0, 2), alarm(2.0, 2)], &dir, &state(1, counts)).unwrap();
-        let fired = second.check(2, &[(SITE, measured(Some(9.0)))]).unwrap();
+        let fired = second.check(2, false, &[(SITE, measured(Some(9.0)))]).unwrap();
         assert_eq!(fired.iter().map(|f| f.above).collect::<Vec<_>>(), [2.0]);
         let elsewhere = AlarmConfig { sites: vec!["embd".into()], ..alarm(2.0, 1) };
         let mut third = Alarms::open(&[elsewhere], &dir, &state(0, Vec::new())).unwrap();
-        let error = third.check(1, &[(SITE, measured(Some(9.0)))]).unwrap_err();
+        let error = third.check(1, false, &[(SITE, measured(Some(9.0)))]).unwrap_err();
         assert!(error.to_string().contains("embd"), "{error}");
     }
 }

@@ -68,9 +68,10 @@ pub fn plan_memory(config: &RunConfig) -> Result<MemoryPlan> {
 fn kept_per_token(c: &ModelConfig) -> (usize, usize) {
     let d = c.width;
     let when = |condition: bool, scalars: usize| if condition { scalars } else { 0 };
-    let norm = when(c.norm != Norm::None, d);
+    let (attn_norm, mlp_norm) = (when(c.norm != Norm::None, d), when(c.mlp_norm() != Norm::None, d));
     // A learned β needs what it multiplies for its gradient; with a fixed one the branch joins the stream at once.
-    let branch = when(c.beta_trainable, d);
+    // Dropout keeps what goes in and what comes out.
+    let branch = when(c.beta_trainable, d) + when(c.dropout_residual > 0.0, 2 * d);
     let alpha = when(c.alpha != 1.0 || c.alpha_trainable, d);
     // ReLU's gradient is told from its output; the others need their input too, and a gated unit both of its inputs.
     let hidden = c.hidden()
@@ -86,7 +87,7 @@ fn kept_per_token(c: &ModelConfig) -> (usize, usize) {
     let shaped = when(c.attention_matrix == AttentionMatrix::Shaped, 3 * d);
     let identity = when(c.value_init == ValueInit::Identity, 4 * d);
     let dropped = when(c.dropout_attention > 0.0, 6 * c.heads * c.context);
-    (norm + kernel + gate + shaped + identity + dropped + branch, norm + alpha + hidden + branch)
+    (attn_norm + kernel + gate + shaped + identity + dropped + branch, mlp_norm + alpha + hidden + branch)
 }
 
 /// Largest resident set of this process so far, in bytes, where the system tells (Linux).

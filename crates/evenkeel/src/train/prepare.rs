@@ -93,7 +93,10 @@ pub(super) fn check_same(dir: &RunDir, config: &RunConfig, model: &Transformer) 
         false => Err(other("[model] is not that of its checkpoint".into()).into()),
     };
     let Ok(text) = std::fs::read_to_string(dir.resolved()) else { return same_model() };
-    let (Ok(old), Ok(new)) = (text.parse::<toml::Table>(), config.to_toml()?.parse::<toml::Table>()) else {
+    // Read as a configuration, so that a key which did not exist when the run began has its default.
+    let old = text.parse::<toml::Table>().ok().and_then(|table| RunConfig::from_table(table, &[]).ok());
+    let Some(old) = old.map(|old| old.to_toml()).transpose()? else { return same_model() };
+    let (Ok(old), Ok(new)) = (old.parse::<toml::Table>(), config.to_toml()?.parse::<toml::Table>()) else {
         return same_model();
     };
     for section in ["model", "data", "optim", "train"] {

@@ -319,7 +319,8 @@ impl Trainer {
             let summary = summarise(stats.iter().map(|(s, line)| (*s, &line.metrics)));
             observe(Event::Stats { step: self.step, summary });
             let metrics: Vec<(Site, Metrics)> = stats.iter().map(|(s, line)| (*s, line.metrics)).collect();
-            fired = self.alarms.check(self.step, &metrics)?;
+            let gram = measured(self.step - 1, self.config.telemetry.gram_every_steps, t.steps);
+            fired = self.alarms.check(self.step, gram, &metrics)?;
             for line in &fired {
                 observe(Event::Alarm { line });
             }
