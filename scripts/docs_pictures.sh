@@ -36,7 +36,7 @@ done
 run op_soap op $everything --set optim.name=soap --set optim.lr_peak=3e-3 --set optim.max_precond_dim=1024
 ek report $(for preset in $all; do echo "$work/runs/$preset"; done) --out "$work/all" --force
 ek report "$work/runs/pre_ln" "$work/runs/op_soap" --out "$work/two" --force
-rm -rf docs/img/metrics
+rm -rf docs/img/metrics "$work/two"
 mkdir -p docs/img/metrics
 cp "$work/all/kurtosis.svg" docs/img/blocks-kurtosis.svg
-for figure in "$work"/two/*.svg; do cp "$figure" docs/img/metrics/; done
+for figure in "$work"/two/*.svg; do [ "$figure" = "$work/two/loss.svg" ] || cp "$figure" docs/img/metrics/; done
