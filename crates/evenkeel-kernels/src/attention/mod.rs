@@ -6,7 +6,7 @@
 //! that the scores of a block stay in L2, and a causal task never computes keys after its block. The scores are not kept:
 //! the backward recomputes them from the saved row statistic log Σ exp (as in FlashAttention, arXiv 2205.14135).
 //!
-//! [`rows`] prepares queries and keys (norm, rotation), [`softmax`] has the variants of a row of scores.
+//! `rows` prepares queries and keys (norm, rotation), `softmax` has the variants of a row of scores.
 
 mod rows;
 mod softmax;

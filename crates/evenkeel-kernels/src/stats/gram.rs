@@ -5,8 +5,8 @@
 //! dwarfs the rest: float32 products would leave no digit of it. Hence float64, and only the lower triangle,
 //! which halves the cost.
 //!
-//! The output is cut into stripes of [`STRIPE`] rows, each computed by one thread that packs what it needs;
-//! the inner dimension is walked in blocks of [`BLOCK`], in order.
+//! The output is cut into stripes of `STRIPE` rows, each computed by one thread that packs what it needs;
+//! the inner dimension is walked in blocks of `BLOCK`, in order.
 
 use super::rows_of;
 use crate::isa::multiversion;
