@@ -61,36 +61,28 @@ impl ScoreRow {
         lse: f32,
         dot: f32,
     ) {
+        let (seen, hidden) = scores.split_at_mut(visible);
+        let (d_seen, d_hidden) = d_probs.split_at_mut(visible);
+        hidden.fill(0.0);
+        d_hidden.fill(0.0);
         if self.softcap > 0.0 {
-            cap(&mut scores[..visible], self.scale, self.softcap);
+            cap(seen, self.scale, self.softcap);
             // The cap's derivative, 1 - (s / C)², belongs to ds: everything before is linear in it.
             let slopes: Vec<f32> =
-                scores[..visible].iter().map(|s| 1.0 - (s / self.softcap) * (s / self.softcap)).collect();
-            self.uncapped_backward(scores, d_probs, visible, 1.0, lse, dot);
-            for (d, slope) in d_probs[..visible].iter_mut().zip(slopes) {
+                seen.iter().map(|s| 1.0 - (s / self.softcap) * (s / self.softcap)).collect();
+            self.uncapped_backward(seen, d_seen, 1.0, lse, dot);
+            for (d, slope) in d_seen.iter_mut().zip(slopes) {
                 *d *= slope * self.scale;
             }
         } else {
-            self.uncapped_backward(scores, d_probs, visible, self.scale, lse, dot);
+            self.uncapped_backward(seen, d_seen, self.scale, lse, dot);
         }
     }
 
-    fn uncapped_backward(
-        self,
-        scores: &mut [f32],
-        d_probs: &mut [f32],
-        visible: usize,
-        scale: f32,
-        lse: f32,
-        dot: f32,
-    ) {
+    fn uncapped_backward(self, seen: &mut [f32], d_seen: &mut [f32], scale: f32, lse: f32, dot: f32) {
         match self.softmax {
-            Softmax::Standard | Softmax::NullSlot => {
-                softmax_row_backward(scores, d_probs, visible, scale, lse, dot);
-            }
-            Softmax::Clipped { gamma, eta } => {
-                clipped_row_backward(scores, d_probs, visible, scale, lse, gamma, eta);
-            }
+            Softmax::Standard | Softmax::NullSlot => softmax_row_backward(seen, d_seen, scale, lse, dot),
+            Softmax::Clipped { gamma, eta } => clipped_row_backward(seen, d_seen, scale, lse, gamma, eta),
         }
     }
 }
@@ -135,41 +127,25 @@ multiversion! {
 }
 
 multiversion! {
-    fn softmax_row_backward(
-        scores: &mut [f32],
-        d_probs: &mut [f32],
-        visible: usize,
-        scale: f32,
-        lse: f32,
-        dot: f32,
-    ) {
-        let n = scores.len();
-        let (seen, hidden) = scores.split_at_mut(visible);
-        let (d_seen, d_hidden) = d_probs[..n].split_at_mut(visible);
+    fn softmax_row_backward(seen: &mut [f32], d_seen: &mut [f32], scale: f32, lse: f32, dot: f32) {
         for (s, d) in seen.iter_mut().zip(d_seen) {
             let p = math::exp(*s * scale - lse);
             *s = p;
             *d = p * (*d - dot) * scale;
         }
-        hidden.fill(0.0);
-        d_hidden.fill(0.0);
     }
 }
 
 multiversion! {
     fn clipped_row_backward(
-        scores: &mut [f32],
-        d_probs: &mut [f32],
-        visible: usize,
+        seen: &mut [f32],
+        d_seen: &mut [f32],
         scale: f32,
         lse: f32,
         gamma: f32,
         eta: f32,
     ) {
-        let n = scores.len();
         let stretch = eta - gamma;
-        let (seen, hidden) = scores.split_at_mut(visible);
-        let (d_seen, d_hidden) = d_probs[..n].split_at_mut(visible);
         for (s, d) in seen.iter_mut().zip(d_seen.iter_mut()) {
             *s = math::exp(*s * scale - lse);
             let stretched = stretch * *s + gamma;
@@ -180,7 +156,5 @@ multiversion! {
             *d = *s * (*d - dot) * scale;
             *s = (stretch * *s + gamma).clamp(0.0, 1.0);
         }
-        hidden.fill(0.0);
-        d_hidden.fill(0.0);
     }
 }

@@ -5,9 +5,9 @@
 //! matrices.
 //!
 //! All of it is float64 from the first operation on. Memory is what these passes wait for, so that float64
-//! costs little, and it spares every special case: the fourth power of the largest float32 is 1e154, that of
-//! the smallest
-//! 1e-180, and a channel of 300 ± 1 keeps its variance. NaN and infinity come through in the sums they belong to.
+//! costs little, and it spares every special case: the fourth power of the largest float32 is 1e154, that of the
+//! smallest 1e-180, and a channel of 300 ± 1 keeps its variance. NaN and infinity come through in the sums that
+//! they belong to.
 
 pub mod channels;
 pub mod gram;

@@ -6,47 +6,19 @@ use super::all_fast;
 use crate::slices::{slice, tensor, with_slices_mut};
 use crate::tape::{Tape, Value};
 use candle_core::{Result, Tensor};
-use evenkeel_kernels::activation as kernel;
+pub use evenkeel_kernels::activation::Activation;
+use evenkeel_kernels::activation::{gated_backward, gated_forward};
 use evenkeel_kernels::threads::{PIECE, for_row_pieces};
 
-/// The nonlinearity of an MLP.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Activation {
-    /// max(0, x)
-    Relu,
-    /// x above 0, slope · x below; the slope is at least 0
-    LeakyRelu(f32),
-    /// x Φ(x)
-    Gelu,
-    /// x Φ(x) by the tanh approximation
-    GeluTanh,
-    /// x σ(x)
-    Silu,
-    /// max(0, x)²
-    SquaredRelu,
-}
-
-impl Activation {
-    pub(super) fn kernel(self) -> kernel::Activation {
-        match self {
-            Activation::Relu => kernel::Activation::Relu,
-            Activation::LeakyRelu(slope) => kernel::Activation::LeakyRelu(slope),
-            Activation::Gelu => kernel::Activation::Gelu,
-            Activation::GeluTanh => kernel::Activation::GeluTanh,
-            Activation::Silu => kernel::Activation::Silu,
-            Activation::SquaredRelu => kernel::Activation::SquaredRelu,
-        }
-    }
-
-    pub(super) fn composed(self, x: &Tensor) -> Result<Tensor> {
-        match self {
-            Activation::Relu => x.relu(),
-            Activation::LeakyRelu(slope) => x.relu()? - (x.neg()?.relu()? * f64::from(slope))?,
-            Activation::Gelu => x.gelu_erf(),
-            Activation::GeluTanh => x.gelu(),
-            Activation::Silu => x * sigmoid(x)?,
-            Activation::SquaredRelu => x.relu()?.sqr(),
-        }
+/// `act(x)` from primitives that candle differentiates.
+pub(super) fn composed(act: Activation, x: &Tensor) -> Result<Tensor> {
+    match act {
+        Activation::Relu => x.relu(),
+        Activation::LeakyRelu(slope) => x.relu()? - (x.neg()?.relu()? * f64::from(slope))?,
+        Activation::Gelu => x.gelu_erf(),
+        Activation::GeluTanh => x.gelu(),
+        Activation::Silu => x * sigmoid(x)?,
+        Activation::SquaredRelu => x.relu()?.sqr(),
     }
 }
 
@@ -63,14 +35,14 @@ pub fn gated_unit(tape: &Tape, gate: &Value, up: &Value, act: Activation) -> Res
     let _span = tape.span("gated unit");
     let inputs = [gate, up];
     if !all_fast(&inputs) || gate.tensor().dims() != up.tensor().dims() {
-        return tape.compose(&inputs, |t| act.composed(&t[0])? * &t[1]);
+        return tape.compose(&inputs, |t| composed(act, &t[0])? * &t[1]);
     }
     let mut y = vec![0.0; gate.tensor().elem_count()];
     {
         let (g, u) = (slice(gate.tensor())?, slice(up.tensor())?);
         for_row_pieces(&mut y, 1, PIECE, |first, y| {
             let at = first..first + y.len();
-            kernel::gated_forward(act.kernel(), &g[at.clone()], &u[at], y);
+            gated_forward(act, &g[at.clone()], &u[at], y);
         });
     }
     let y = tensor(y, gate.tensor().shape())?;
@@ -82,7 +54,7 @@ pub fn gated_unit(tape: &Tape, gate: &Value, up: &Value, act: Activation) -> Res
             with_slices_mut(&[&dy, &d_gate], |both| {
                 let (dy, d_gate) = both.split_at_mut(1);
                 pieces(dy[0], d_gate[0], |at, dy, d_gate| {
-                    kernel::gated_backward(act.kernel(), &g[at.clone()], &u[at], dy, d_gate);
+                    gated_backward(act, &g[at.clone()], &u[at], dy, d_gate);
                 });
                 Ok(())
             })?;

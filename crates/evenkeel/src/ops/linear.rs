@@ -33,7 +33,7 @@ pub fn linear(
     let d_out = weight.tensor().dim(0)?;
     check_bias(bias, d_out)?;
     let compute = tape.compute();
-    let keeps_input = act.is_some_and(|a| a.kernel().backward_needs_input());
+    let keeps_input = act.is_some_and(|a| a.backward_needs_input());
     let keep = tape.is_recording() && keeps_input;
     let mut y = {
         let (x, w) = (slice(x.tensor())?, slice(weight.tensor())?);
@@ -43,14 +43,14 @@ pub fn linear(
         gemm_new(compute, x, w.t(), |_, first, piece| {
             add_bias(piece, b, first);
             if let (Some(act), false) = (act, keep) {
-                activation::forward(act.kernel(), piece);
+                activation::forward(act, piece);
             }
         })
     };
     let mut pre_activation = Vec::new();
     if let (Some(act), true) = (act, keep) {
         pre_activation = y.clone();
-        for_row_pieces(&mut y, d_out, PIECE, |_, rows| activation::forward(act.kernel(), rows));
+        for_row_pieces(&mut y, d_out, PIECE, |_, rows| activation::forward(act, rows));
     }
     let mut shape = x.tensor().dims().to_vec();
     *shape.last_mut().expect("flat() checked that x has a last axis") = d_out;
@@ -69,7 +69,7 @@ pub fn linear(
             with_slice_mut(&dy, |dy| {
                 for_row_pieces(dy, d_out, PIECE, |first, rows| {
                     let saved = &saved[first * d_out..][..rows.len()];
-                    activation::backward(act.kernel(), saved, rows);
+                    activation::backward(act, saved, rows);
                 });
                 Ok(())
             })?;
@@ -188,7 +188,7 @@ fn composed(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, act: Option<Acti
         y = y.broadcast_add(bias)?;
     }
     if let Some(act) = act {
-        y = act.composed(&y)?;
+        y = super::activation::composed(act, &y)?;
     }
     let mut shape = x.dims().to_vec();
     *shape.last_mut().expect("flat() checked that x has a last axis") = weight.dim(0)?;

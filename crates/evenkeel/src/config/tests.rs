@@ -1,0 +1,112 @@
+//! Reading configurations: precedence, types, what is refused, round trips.
+
+use super::*;
+
+fn load(text: &str) -> Result<RunConfig, ConfigError> {
+    RunConfig::from_table(text.parse().unwrap(), &[])
+}
+
+#[test]
+fn defaults_survive_a_round_trip() {
+    for (preset, _) in model::presets() {
+        for optimizer in [OptimizerName::Adamw, OptimizerName::Soap] {
+            let config = RunConfig::defaults(preset, optimizer).unwrap();
+            assert_eq!(load(&config.to_toml().unwrap()).unwrap(), config);
+        }
+    }
+}
+
+#[test]
+fn a_file_that_spells_a_preset_out_is_not_laid_over_another() {
+    let set = [Override::text("model.preset", "gated_attention")];
+    let with = |text: &str| RunConfig::from_table(text.parse().unwrap(), &set);
+    let sizes = with("[model]\npreset = 'op'\ndepth = 3\ninit_from = 'x'").unwrap();
+    assert_eq!((sizes.model.preset.as_str(), sizes.model.depth), ("gated_attention", 3));
+    assert_eq!(sizes.model.gate, model::config::Gate::PerToken);
+    let error = with("[model]\npreset = 'op'\nbeta = 0.1\ngate = 'none'").unwrap_err().to_string();
+    assert!(error.contains("beta, gate") && error.contains("\"op\""), "{error}");
+    assert!(with("[model]\npreset = 'gated_attention'\nbeta = 0.1").is_ok());
+}
+
+#[test]
+fn precedence_and_types() {
+    let file = "[model]\npreset = 'op'\ndepth = 3\nbeta = 0.25\ninit_from = 'x'\n[optim]\nlr_peak = 1";
+    let set = [Override::parse("model.depth=5").unwrap(), Override::new("model.init", "normal(0.02)")];
+    let config = RunConfig::from_table(file.parse().unwrap(), &set).unwrap();
+    assert_eq!((config.model.depth, config.optim.lr_peak), (5, 1.0));
+    assert_eq!(config.model.beta, model::config::Beta::Value(0.25));
+    assert_eq!(config.model.init, model::config::Init::Normal(0.02));
+    assert_eq!(config.init_from, "x");
+    assert_eq!(load(&config.to_toml().unwrap()).unwrap(), config);
+}
+
+#[test]
+fn errors_name_the_key() {
+    let message = |text: &str| load(text).unwrap_err().to_string();
+    assert!(message("[optim]\nlr_peek = 1").contains("`optim.lr_peak`"));
+    assert!(message("[model]\ndepth = 'x'").contains("`model.depth` must be a whole number"));
+    assert!(message("[model]\npreset = 'opp'").contains("pre_ln, pre_rms, pre_srms, post_ln, op, op_paper"));
+    assert!(message("[optim]\nprecondition_frequency = 3").contains("unknown key"));
+    assert!(message("[train]\nsteps = 0").contains("train.steps"));
+    assert!(message("[model]\nnorm = 'lyer'").contains("lyer"));
+    assert!(Override::parse("novalue").is_err());
+}
+
+#[test]
+fn alarms_are_completed_kept_and_absent_by_default() {
+    let defaults = RunConfig::defaults("op", OptimizerName::Soap).unwrap().to_toml().unwrap();
+    assert!(!defaults.contains("alarm"), "{defaults}");
+    let file = "[[alarm]]\nmetric = 'kurtosis'\nabove = 10\n\
+                [[alarm]]\nmetric = 'rms'\nabove = 2.5\nsites = ['final_norm']\npatience = 3\naction = 'stop'";
+    let config = load(file).unwrap();
+    assert_eq!(
+        config.alarm[0],
+        AlarmConfig {
+            metric: "kurtosis".into(),
+            sites: vec!["embed".into(), "blocks.*.resid".into()],
+            above: 10.0,
+            patience: 1,
+            action: AlarmAction::Log,
+        }
+    );
+    assert_eq!((config.alarm[1].patience, config.alarm[1].action), (3, AlarmAction::Stop));
+    assert_eq!(config.telemetry.measured_sites(&config.alarm).last().unwrap(), "final_norm");
+    assert_eq!(load(&config.to_toml().unwrap()).unwrap(), config);
+    let set = Override::parse("alarm=[{metric='mmr', above=4}]").unwrap();
+    let over = RunConfig::from_table(file.parse().unwrap(), &[set]).unwrap();
+    assert_eq!((over.alarm.len(), over.alarm[0].metric.as_str()), (1, "mmr"));
+}
+
+#[test]
+fn bad_alarms_name_what_is_near() {
+    let error = |keys: &str| load(&format!("[[alarm]]\n{keys}")).unwrap_err();
+    for (keys, part) in [
+        ("metric = 'kurtosi'\nabove = 1", "the nearest is \"kurtosis\""),
+        ("metric = 'rms'\nabov = 1", "`alarm[0].above`"),
+        ("metric = 'rms'", "`alarm[0]` has no `above`"),
+        ("above = 1", "`alarm[0]` has no `metric`"),
+        ("metric = 'rms'\nabove = inf", "`alarm[0].above` must be a finite number"),
+        ("metric = 'rms'\nabove = 'much'", "`alarm[0].above` must be a number"),
+        ("metric = 'rms'\nabove = 1\npatience = 0", "`alarm[0].patience`"),
+        ("metric = 'rms'\nabove = 1\npatience = -1", "`alarm[0].patience`"),
+        ("metric = 'rms'\nabove = 1\naction = 'halt'", "`alarm[0].action`"),
+        ("metric = 'rms'\nabove = 1\nsites = ['{']", "alarm[0].sites: \"{\" is not a glob"),
+        ("metric = 'rms'\nabove = 1\nsites = []", "names no site"),
+        ("metric = 'rms'\nabove = 1\n[telemetry]\nstats_every_steps = 0", "stats_every_steps is 0"),
+    ] {
+        let error = error(keys);
+        assert!(error.to_string().contains(part), "{keys}: {error}");
+    }
+    assert!(error("metric = 'rms'\nabov = 1").hint().contains("[[alarm]]"));
+    assert!(load("[[alarms]]\nmetric = 'rms'").unwrap_err().to_string().contains("`alarm`"));
+    assert!(load("alarm = [3]").unwrap_err().to_string().contains("`alarm[0]` must be a table, not 3"));
+}
+
+#[test]
+fn environment_names_become_paths() {
+    let found = Override::from_environment(
+        [("EVENKEEL_SET_OPTIM__LR_PEAK".to_string(), "2e-3".to_string()), ("HOME".into(), "/".into())]
+            .into_iter(),
+    );
+    assert_eq!(found, vec![Override::new("optim.lr_peak", "2e-3")]);
+}
