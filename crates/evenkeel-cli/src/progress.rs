@@ -80,6 +80,11 @@ impl TrainProgress {
                     self.say(&format!("{}: step {}, alarm: {line}", self.name, line.step));
                 }
             }
+            Event::Skipped { step, why, in_all } => {
+                if !self.quiet {
+                    self.say(&format!("{}: step {step} was left out, {why} ({in_all} so far)", self.name));
+                }
+            }
             Event::Checkpoint { path } => {
                 if self.verbose {
                     self.say(&format!("{}: checkpoint {}", self.name, path.display()));

@@ -64,6 +64,7 @@ fn assert_same_run(sandbox: &Sandbox, a: &str, b: &str, step: u64) {
             let line = line.as_object_mut().unwrap();
             line.remove("tokens_per_sec");
             line.remove("mem/peak");
+            line.remove("optim/time_share");
         }
         lines
     };

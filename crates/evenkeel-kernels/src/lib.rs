@@ -17,6 +17,7 @@
 pub mod activation;
 pub mod attention;
 pub mod embedding;
+pub mod factored;
 pub mod gate;
 pub mod gemm;
 pub mod isa;

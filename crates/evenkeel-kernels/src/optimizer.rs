@@ -60,21 +60,29 @@ multiversion! {
             m[i] = c.betas.beta1 * m[i] + c.betas.one_minus_beta1 * g[i];
             v[i] = c.betas.beta2 * v[i] + c.betas.one_minus_beta2 * g[i] * g[i];
             let denominator = v[i].sqrt() * c.inv_sqrt_correction + c.eps;
-            p[i] = p[i] * c.keep - c.step_size * (m[i] / denominator);
+            p[i] = p[i] * c.keep - c.step_size * quotient(m[i], denominator);
         }
     }
 }
 
-/// The Adam moments of SOAP in the rotated space: `m` and `v` take `g`, `u = m / (√v + ε)`.
+/// Adam's moments and the direction they give: `m` and `v` take `g`, `u = m / (√v · inv_sqrt_correction + ε)`.
 ///
 /// # Panics
 /// If lengths differ.
-pub fn adam_direction(g: &[f32], m: &mut [f32], v: &mut [f32], u: &mut [f32], betas: Betas, eps: f32) {
+pub fn adam_direction(
+    g: &[f32],
+    m: &mut [f32],
+    v: &mut [f32],
+    u: &mut [f32],
+    betas: Betas,
+    inv_sqrt_correction: f32,
+    eps: f32,
+) {
     assert!(u.len() == g.len() && m.len() == g.len() && v.len() == g.len());
     u.par_chunks_mut(PIECE)
         .zip(g.par_chunks(PIECE))
         .zip(m.par_chunks_mut(PIECE).zip(v.par_chunks_mut(PIECE)))
-        .for_each(|((u, g), (m, v))| direction_piece(g, m, v, u, betas, eps));
+        .for_each(|((u, g), (m, v))| direction_piece(g, m, v, u, betas, inv_sqrt_correction, eps));
 }
 
 multiversion! {
@@ -84,6 +92,7 @@ multiversion! {
         v: &mut [f32],
         u: &mut [f32],
         betas: Betas,
+        inv_sqrt_correction: f32,
         eps: f32,
     ) {
         let n = g.len();
@@ -91,9 +100,89 @@ multiversion! {
         for i in 0..n {
             m[i] = betas.beta1 * m[i] + betas.one_minus_beta1 * g[i];
             v[i] = betas.beta2 * v[i] + betas.one_minus_beta2 * g[i] * g[i];
-            u[i] = m[i] / (v[i].sqrt() + eps);
+            u[i] = quotient(m[i], v[i].sqrt() * inv_sqrt_correction + eps);
         }
     }
+}
+
+/// a / b for b ≥ 0, and 0 where b is 0: without an ε nothing says how far a parameter without a second moment
+/// should go, and 0 / 0 would spread.
+#[inline(always)]
+fn quotient(a: f32, b: f32) -> f32 {
+    let q = a / b;
+    if b == 0.0 { 0.0 } else { q }
+}
+
+/// Coefficients of one step of gradient descent with momentum.
+#[derive(Clone, Copy, Debug)]
+pub struct Sgd {
+    /// Factor on the buffer; 0 at the first step, when the buffer becomes the gradient.
+    pub momentum: f32,
+    /// Weight of the gradient in the buffer.
+    pub take: f32,
+    /// Factor on the buffer in the direction g + lead · buffer; `None` moves along the buffer itself.
+    pub nesterov: Option<f32>,
+    /// L2 penalty, added to the gradient as `penalty · p`.
+    pub penalty: f32,
+    /// Learning rate.
+    pub lr: f32,
+    /// 1 - lr · decoupled weight decay.
+    pub keep: f32,
+}
+
+/// One step of stochastic gradient descent with momentum, in place on `p` and `buffer`.
+///
+/// # Panics
+/// If lengths differ.
+pub fn sgd(p: &mut [f32], g: &[f32], buffer: &mut [f32], c: Sgd) {
+    assert!(p.len() == g.len() && buffer.len() == g.len());
+    p.par_chunks_mut(PIECE)
+        .zip(g.par_chunks(PIECE))
+        .zip(buffer.par_chunks_mut(PIECE))
+        .for_each(|((p, g), buffer)| sgd_piece(p, g, buffer, c));
+}
+
+multiversion! {
+    fn sgd_piece(p: &mut [f32], g: &[f32], buffer: &mut [f32], c: Sgd) {
+        let n = p.len();
+        let (g, buffer) = (&g[..n], &mut buffer[..n]);
+        for i in 0..n {
+            let gradient = g[i] + c.penalty * p[i];
+            buffer[i] = c.momentum * buffer[i] + c.take * gradient;
+            let direction = match c.nesterov {
+                Some(lead) => gradient + lead * buffer[i],
+                None => buffer[i],
+            };
+            p[i] = p[i] * c.keep - c.lr * direction;
+        }
+    }
+}
+
+/// `m = β1 m + weight · u` and `p = p · keep - step · m`: momentum on an update that is already scaled, decay before it.
+///
+/// # Panics
+/// If lengths differ.
+pub fn momentum_step(p: &mut [f32], u: &[f32], m: &mut [f32], beta1: f32, weight: f32, step: f32, keep: f32) {
+    assert!(p.len() == u.len() && m.len() == u.len());
+    p.par_chunks_mut(PIECE).zip(u.par_chunks(PIECE)).zip(m.par_chunks_mut(PIECE)).for_each(|((p, u), m)| {
+        for ((p, u), m) in p.iter_mut().zip(u).zip(m) {
+            *m = beta1 * *m + weight * u;
+            *p = *p * keep - step * *m;
+        }
+    });
+}
+
+/// `p = p · keep - step · u`: the decay first, the step after it, as AdamW does.
+///
+/// # Panics
+/// If lengths differ.
+pub fn decay_then_step(p: &mut [f32], u: &[f32], step: f32, keep: f32) {
+    assert_eq!(p.len(), u.len());
+    p.par_chunks_mut(PIECE).zip(u.par_chunks(PIECE)).for_each(|(p, u)| {
+        for (p, u) in p.iter_mut().zip(u) {
+            *p = *p * keep - step * u;
+        }
+    });
 }
 
 /// `p = (p - step · u) · keep`: the step first, the decay after it, as SOAP's reference does.
@@ -122,15 +211,15 @@ pub fn add_scaled(y: &mut [f32], x: &[f32], factor: f32) {
     });
 }
 
-/// `y = y + weight · (x - y)`, in parallel: an exponential moving average.
+/// `y = decay · y + weight · x`, in parallel.
 ///
 /// # Panics
 /// If lengths differ.
-pub fn lerp(y: &mut [f32], x: &[f32], weight: f32) {
+pub fn blend(y: &mut [f32], x: &[f32], decay: f32, weight: f32) {
     assert_eq!(y.len(), x.len());
     y.par_chunks_mut(PIECE).zip(x.par_chunks(PIECE)).for_each(|(y, x)| {
         for (y, x) in y.iter_mut().zip(x) {
-            *y += weight * (x - *y);
+            *y = decay * *y + weight * x;
         }
     });
 }
@@ -153,6 +242,32 @@ multiversion! {
             }
         }
         lanes.iter().sum::<f64>() + rest.iter().map(|&v| v as f64 * v as f64).sum::<f64>()
+    }
+}
+
+/// Σ (a - b)², as [`sum_squares`].
+///
+/// # Panics
+/// If lengths differ.
+pub fn sum_squared_differences(a: &[f32], b: &[f32]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let parts: Vec<f64> =
+        a.par_chunks(4096).zip(b.par_chunks(4096)).map(|(a, b)| difference_piece(a, b)).collect();
+    parts.iter().sum()
+}
+
+multiversion! {
+    fn difference_piece(a: &[f32], b: &[f32]) -> f64 {
+        let mut lanes = [0.0f64; 8];
+        let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<8>(), b.as_chunks::<8>());
+        for (a, b) in a.iter().zip(b) {
+            for l in 0..8 {
+                let d = a[l] as f64 - b[l] as f64;
+                lanes[l] += d * d;
+            }
+        }
+        let rest = a_rest.iter().zip(b_rest).map(|(&a, &b)| (a as f64 - b as f64).powi(2));
+        lanes.iter().sum::<f64>() + rest.sum::<f64>()
     }
 }
 

@@ -4,6 +4,7 @@
 //! is merged as TOML tables; the defaults (written out in full by `evenkeel config show`) are also the list of
 //! known keys and of their types, so that a misspelt key is an error that names the nearest one.
 
+mod optim;
 mod telemetry;
 
 pub(crate) use telemetry::GRAM_METRICS;
@@ -12,7 +13,6 @@ pub use telemetry::{AlarmAction, AlarmConfig, TelemetryConfig};
 use crate::error::Hint;
 use crate::metrics::Metrics;
 use crate::model::{self, ModelConfig};
-use crate::names::NameFilter;
 use crate::optim::{OptimConfig, OptimizerName};
 use crate::tape::Execution;
 pub use crate::tape::{Precision, Recompute};
@@ -285,20 +285,13 @@ impl RunConfig {
             }),
         };
         let preset = text_of("model", "preset")?.unwrap_or_else(|| "pre_ln".into());
-        let optimizer = match text_of("optim", "name")?.as_deref() {
-            None | Some("adamw") => OptimizerName::Adamw,
-            Some("soap") => OptimizerName::Soap,
-            Some(other) => {
-                return Err(ConfigError::UnknownName {
-                    kind: "optimizer",
-                    name: other.into(),
-                    known: "adamw, soap".into(),
-                });
-            }
-        };
+        let optimizer = optim::name_of(user.get("optim").and_then(|o| o.get("name")), "optim.name")?;
         let init_from = text_of("model", "init_from")?.unwrap_or_default();
         if let Some(Value::Table(model)) = user.get_mut("model") {
             model.remove("init_from");
+        }
+        if let Some(Value::Table(table)) = user.get_mut("optim") {
+            optim::resolve_aliases(table, optimizer);
         }
         let defaults = Self::defaults(&preset, optimizer)?;
         let mut table = to_table(&defaults)?;
@@ -306,6 +299,9 @@ impl RunConfig {
         overlay(&mut table, user, "")?;
         if let Some(Value::Array(alarms)) = table.get_mut("alarm") {
             *alarms = telemetry::complete_alarms(std::mem::take(alarms))?;
+        }
+        if let Some(Value::Array(groups)) = table.get_mut("optim").and_then(|o| o.get_mut("group")) {
+            *groups = optim::complete_groups(std::mem::take(groups))?;
         }
         let mut config: RunConfig = serde_path_to_error::deserialize(Value::Table(table)).map_err(|e| {
             let (path, problem) = (e.path().to_string(), one_line(e.inner()));
@@ -337,7 +333,7 @@ impl RunConfig {
     /// of the data is known.
     fn validate(&self) -> Result<(), ConfigError> {
         let refuse = |problem: &str| Err(ConfigError::Value { problem: problem.into() });
-        let (o, t) = (&self.optim, &self.train);
+        let t = &self.train;
         // The upper ends are far above any run and keep tokens and bytes below 2^63.
         if !(1..=1 << 32).contains(&t.steps) {
             return refuse("train.steps must lie between 1 and 2^32");
@@ -348,14 +344,6 @@ impl RunConfig {
         if !(t.guard_loss_factor.is_finite() && t.guard_loss_factor > 1.0) {
             return refuse("train.guard_loss_factor must be a number above 1");
         }
-        for group in &o.group {
-            let decay = group.weight_decay.unwrap_or(0.0);
-            if !(group.lr_factor.is_finite() && group.lr_factor >= 0.0 && decay.is_finite() && decay >= 0.0) {
-                return refuse(
-                    "lr_factor and weight_decay of an [[optim.group]] must be numbers of at least 0",
-                );
-            }
-        }
         if t.micro_batch_sequences > t.batch_sequences {
             return refuse("train.micro_batch_sequences cannot be larger than train.batch_sequences");
         }
@@ -365,30 +353,7 @@ impl RunConfig {
         if t.checkpoint_keep == 0 {
             return refuse("train.checkpoint_keep must be at least 1");
         }
-        if !(o.lr_peak.is_finite() && o.lr_peak > 0.0) {
-            return refuse("optim.lr_peak must be a positive number");
-        }
-        for (key, beta) in [("beta1", o.beta1), ("beta2", o.beta2)] {
-            if !(0.0..1.0).contains(&beta) {
-                return refuse(&format!("optim.{key} must be at least 0 and below 1, not {beta}"));
-            }
-        }
-        if o.shampoo_beta.is_some_and(|b| b >= 1.0 || b.is_nan()) {
-            return refuse("optim.shampoo_beta must be below 1; a negative value means beta2");
-        }
-        for (key, value) in [("eps", o.eps), ("weight_decay", o.weight_decay), ("clip_norm", o.clip_norm)] {
-            if !(value.is_finite() && value >= 0.0) {
-                return refuse(&format!("optim.{key} must be a number of at least 0, not {value}"));
-            }
-        }
-        for (key, value) in [("warmup_fraction", o.warmup_fraction), ("final_fraction", o.final_fraction)] {
-            if !(0.0..=1.0).contains(&value) {
-                return refuse(&format!("optim.{key} must lie between 0 and 1, not {value}"));
-            }
-        }
-        for group in &o.group {
-            NameFilter::new(&group.patterns).map_err(|e| ConfigError::Value { problem: e.to_string() })?;
-        }
+        optim::validate(&self.optim)?;
         self.telemetry.validate()?;
         telemetry::validate_alarms(&self.alarm, &self.telemetry)
     }

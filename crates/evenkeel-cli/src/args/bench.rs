@@ -87,7 +87,7 @@ pub(crate) struct Step {
     /// Arithmetic of the products: f32 or bf16
     #[arg(long, default_value = "f32", value_parser = named::<Precision>, value_name = "NAME")]
     pub(crate) precision: Precision,
-    /// Optimiser: adamw or soap
+    /// Optimiser: adamw, sgd, adafactor, adafactor_torch, rotated_adafactor, shampoo, soap or muon
     #[arg(long, default_value = "adamw", value_parser = named::<OptimizerName>, value_name = "NAME")]
     pub(crate) optimizer: OptimizerName,
     /// What the forward pass forgets and the backward pass computes again: none, mlp or block
@@ -143,7 +143,7 @@ pub(crate) struct Scale {
     /// Arithmetic of the products: f32 or bf16
     #[arg(long, default_value = "f32", value_parser = named::<Precision>, value_name = "NAME")]
     pub(crate) precision: Precision,
-    /// Optimiser: adamw or soap
+    /// Optimiser: adamw, sgd, adafactor, adafactor_torch, rotated_adafactor, shampoo, soap or muon
     #[arg(long, default_value = "adamw", value_parser = named::<OptimizerName>, value_name = "NAME")]
     pub(crate) optimizer: OptimizerName,
     /// What the forward pass forgets: none, mlp or block

@@ -19,12 +19,15 @@ pub(crate) mod amx;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod gram;
 mod micro;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod pack;
 mod portable;
 mod scratch;
+
+pub use gram::blend_gram;
 
 use crate::isa;
 use crate::threads::Shared;

@@ -275,11 +275,11 @@ fn passes_over_parameters() {
             let [p, m, m2, u] = [(); 4].map(|()| arena.write(&inputs[1]));
             let [v, v2] = [(); 2].map(|()| arena.write(&squares));
             optimizer::adamw(p, g, m, v, c);
-            optimizer::adam_direction(g, m2, v2, u, betas, 1e-8);
+            optimizer::adam_direction(g, m2, v2, u, betas, 1.1, 1e-8);
             let [decayed, added, moved, scaled, zipped] = [(); 5].map(|()| arena.write(&inputs[1]));
             optimizer::step_then_decay(decayed, g, 0.1, 0.9);
             optimizer::add_scaled(added, g, 0.1);
-            optimizer::lerp(moved, g, 0.1);
+            optimizer::blend(moved, g, 0.9, 0.1);
             xent::scale_in_place(scaled, 0.3);
             threads::zip_map(g, arena.read(&inputs[2]), zipped, |a, b, out| {
                 (0..out.len()).for_each(|i| out[i] = a[i] - b[i]);

@@ -4,7 +4,7 @@ use crate::common::{Bits, fill};
 use crate::reference::{Expected, U, depth};
 use crate::{LENGTHS, refuses, same_on_any_threads};
 use evenkeel_kernels::optimizer::{
-    AdamW, Betas, adam_direction, adamw, add_scaled, dot, lerp, step_then_decay, sum_squares,
+    AdamW, Betas, adam_direction, adamw, add_scaled, blend, dot, step_then_decay, sum_squares,
 };
 
 const BETA1: f64 = 0.9;
@@ -60,9 +60,9 @@ fn adamw_follows_the_formula() {
 fn adam_direction_follows_the_formula() {
     for n in LENGTHS {
         let [_, g, mut m, mut v] = state(n);
-        let want = moments(&g, &m, &v, 1.0);
+        let want = moments(&g, &m, &v, 1.7f32 as f64);
         let mut u = vec![f32::NAN; n];
-        adam_direction(&g, &mut m, &mut v, &mut u, Betas::new(BETA1, BETA2), EPS);
+        adam_direction(&g, &mut m, &mut v, &mut u, Betas::new(BETA1, BETA2), 1.7, EPS);
         want[0].check("m", &m);
         want[1].check("v", &v);
         want[2].check("u", &u);
@@ -89,8 +89,8 @@ fn passes_over_two_vectors_follow_their_formulas() {
         add_scaled(&mut got, &x, f);
         expect(&|y, x| y + wide * x, &|y, x| y + wide * x).check("add_scaled", &got);
         let mut got = y.clone();
-        lerp(&mut got, &x, f);
-        expect(&|y, x| y + wide * (x - y), &|y, x| y + wide * (x + y)).check("lerp", &got);
+        blend(&mut got, &x, keep, f);
+        expect(&|y, x| wide_keep * y + wide * x, &|y, x| wide_keep * y + wide * x).check("blend", &got);
     }
 }
 
@@ -117,11 +117,11 @@ fn nan_and_infinity_stay_where_they_are() {
         let [mut p, _, mut m, mut v] = state(n);
         let (mut m2, mut v2, mut u) = (m.clone(), v.clone(), vec![0.0; n]);
         adamw(&mut p, g, &mut m, &mut v, coefficients());
-        adam_direction(g, &mut m2, &mut v2, &mut u, Betas::new(BETA1, BETA2), EPS);
+        adam_direction(g, &mut m2, &mut v2, &mut u, Betas::new(BETA1, BETA2), 1.7, EPS);
         let [mut a, mut b, mut c] = [fill(n, 7), fill(n, 8), fill(n, 9)];
         step_then_decay(&mut a, g, 0.1, 0.9);
         add_scaled(&mut b, g, 0.1);
-        lerp(&mut c, g, 0.1);
+        blend(&mut c, g, 0.9, 0.1);
         [p, m, v, m2, v2, u, a, b, c]
     };
     let g = fill(n, 2);
@@ -147,10 +147,10 @@ fn threads_change_no_bit() {
         let [mut p, g, mut m, mut v] = state(n);
         adamw(&mut p, &g, &mut m, &mut v, coefficients());
         let mut u = vec![0.0; n];
-        adam_direction(&g, &mut m, &mut v, &mut u, Betas::new(BETA1, BETA2), EPS);
+        adam_direction(&g, &mut m, &mut v, &mut u, Betas::new(BETA1, BETA2), 1.7, EPS);
         step_then_decay(&mut p, &u, 0.1, 0.9);
         add_scaled(&mut p, &u, 0.1);
-        lerp(&mut p, &u, 0.1);
+        blend(&mut p, &u, 0.9, 0.1);
         let bits = Bits::default().and(&p).and(&m).and(&v).and(&u);
         bits.and_wide(&[sum_squares(&p), dot(&p, &g)])
     });
@@ -166,11 +166,11 @@ fn lengths_that_differ_are_refused() {
         });
         refuses("adam_direction with one short slice", move || {
             let betas = Betas::new(BETA1, BETA2);
-            adam_direction(&zeros(1), &mut zeros(2), &mut zeros(3), &mut zeros(0), betas, EPS);
+            adam_direction(&zeros(1), &mut zeros(2), &mut zeros(3), &mut zeros(0), betas, 1.0, EPS);
         });
     }
     refuses("step_then_decay", || step_then_decay(&mut [0.0; 4], &[0.0; 3], 1.0, 1.0));
     refuses("add_scaled", || add_scaled(&mut [0.0; 3], &[0.0; 4], 1.0));
-    refuses("lerp", || lerp(&mut [0.0; 4], &[0.0; 3], 1.0));
+    refuses("blend", || blend(&mut [0.0; 4], &[0.0; 3], 1.0, 1.0));
     refuses("dot", || _ = dot(&[0.0; 4], &[0.0; 3]));
 }

@@ -13,6 +13,7 @@ pub use tensors::{read_tensors, write_tensors};
 use crate::error::Hint;
 use crate::model::{ModelConfig, ModelError, Transformer};
 use crate::optim::State;
+use crate::optim::skip::SkipState;
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -121,6 +122,9 @@ pub struct RunState {
     pub first_loss: Option<f64>,
     /// Steps in a row above the guard's limit.
     pub guard_count: u64,
+    /// Gradient norms so far, and the steps left out for them.
+    #[serde(default)]
+    pub skip: SkipState,
     /// Where alarms stand; those that were not above their bound at the last measurement are left out.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub alarms: Vec<AlarmCount>,

@@ -42,6 +42,8 @@ pub struct TelemetryConfig {
     pub moment_sites: Vec<String>,
     /// Sequences of the probe batch of moment control, which stays the same for the whole run.
     pub probe_sequences: usize,
+    /// Steps between lines of optim.jsonl, what a step did to each parameter; 0 turns them off.
+    pub optim_every_steps: u64,
 }
 
 /// One table `[[alarm]]`: a bound on a metric.
@@ -91,6 +93,7 @@ impl Default for TelemetryConfig {
             moments: MomentKind::Neuron,
             moment_sites: residual_stream(),
             probe_sequences: 8,
+            optim_every_steps: 0,
         }
     }
 }

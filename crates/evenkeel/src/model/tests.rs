@@ -384,7 +384,7 @@ fn one_batch_is_learned_by_heart() {
         let model = Transformer::new(config, 2).unwrap();
         let mut states = vec![State::default(); model.parameters().len()];
         let mut gradients = Gradients::like(model.parameters().iter().map(|p| &p.tensor)).unwrap();
-        let rule = AdamW { beta1: 0.9, beta2: 0.99, eps: 1e-8 };
+        let rule = AdamW { beta2: 0.99, ..AdamW::default() };
         let mut last = f32::INFINITY;
         for _ in 0..300 {
             gradients.clear();
@@ -402,6 +402,7 @@ fn one_batch_is_learned_by_heart() {
                     state,
                     lr: 2e-2,
                     weight_decay: 0.0,
+                    phase: 0,
                 })
                 .collect();
             rule.step(&mut slots).unwrap();

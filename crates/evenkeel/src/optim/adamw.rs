@@ -16,20 +16,20 @@
 //! let g = Tensor::new(&[0.5f32, 0.0], &Device::Cpu)?;
 //! let mut state = State::default();
 //! let rule = AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8 };
-//! rule.step(&mut [Slot { parameter: &p, gradient: &g, state: &mut state, lr: 0.1, weight_decay: 0.0 }])?;
+//! rule.step(&mut [Slot { parameter: &p, gradient: &g, state: &mut state, lr: 0.1, weight_decay: 0.0, phase: 0 }])?;
 //! let moved = p.to_vec1::<f32>()?;
 //! assert!((moved[0] - 0.9).abs() < 1e-6 && moved[1] == -2.0);
 //! # Ok(())
 //! # }
 //! ```
 
-use super::{Optimizer, Slot};
-use crate::slices::{slice, with_slices_mut};
+use super::arith::{Adam, adamw};
+use super::{Optimizer, Slot, each};
 use candle_core::Result;
-use evenkeel_kernels::optimizer as kernel;
+use serde::{Deserialize, Serialize};
 
 /// AdamW's settings.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AdamW {
     /// Decay of the first moment.
     pub beta1: f64,
@@ -39,40 +39,44 @@ pub struct AdamW {
     pub eps: f64,
 }
 
+impl Default for AdamW {
+    fn default() -> Self {
+        Self { beta1: 0.9, beta2: 0.999, eps: 1e-8 }
+    }
+}
+
+impl AdamW {
+    /// One step on one parameter, for the rules that treat some parameters so.
+    pub(super) fn step_one(&self, slot: &mut Slot) -> Result<()> {
+        let p = slot.parameter;
+        slot.state.begin(&self.state(p.dims()), p)?;
+        slot.state.steps += 1;
+        let step = slot.lr / (1.0 - self.beta1.powf(slot.state.steps as f64));
+        let moments = (slot.state.get("m")?, slot.state.get("v")?);
+        adamw(p, slot.gradient, moments, self.corrected(slot.state.steps), step, slot.keep())
+    }
+
+    /// Coefficients of the n-th step.
+    pub(super) fn corrected(&self, n: u64) -> Adam {
+        Adam {
+            beta1: self.beta1,
+            beta2: self.beta2,
+            inv_sqrt_correction: 1.0 / (1.0 - self.beta2.powf(n as f64)).sqrt(),
+            eps: self.eps,
+        }
+    }
+}
+
 impl Optimizer for AdamW {
     fn name(&self) -> &'static str {
         "adamw"
     }
 
     fn step(&self, slots: &mut [Slot]) -> Result<()> {
-        for slot in slots {
-            let (p, state) = (slot.parameter, &mut *slot.state);
-            for name in ["m", "v"] {
-                if !state.tensors.contains_key(name) {
-                    state.tensors.insert(name.into(), p.zeros_like()?);
-                }
-            }
-            state.steps += 1;
-            let n = state.steps as i32;
-            let coefficients = kernel::AdamW {
-                betas: kernel::Betas::new(self.beta1, self.beta2),
-                step_size: (slot.lr / (1.0 - self.beta1.powi(n))) as f32,
-                inv_sqrt_correction: (1.0 / (1.0 - self.beta2.powi(n)).sqrt()) as f32,
-                eps: self.eps as f32,
-                keep: (1.0 - slot.lr * slot.weight_decay) as f32,
-            };
-            let g = slice(slot.gradient)?;
-            with_slices_mut(&[p, &state.tensors["m"], &state.tensors["v"]], |s| {
-                if let [p, m, v] = s {
-                    kernel::adamw(p, &g, m, v, coefficients);
-                }
-                Ok(())
-            })?;
-        }
-        Ok(())
+        each(slots, |slot| self.step_one(slot))
     }
 
-    fn state_elements(&self, shape: &[usize]) -> usize {
-        2 * shape.iter().product::<usize>()
+    fn state(&self, shape: &[usize]) -> Vec<(&'static str, Vec<usize>)> {
+        vec![("m", shape.to_vec()), ("v", shape.to_vec())]
     }
 }

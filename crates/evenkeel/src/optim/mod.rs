@@ -1,21 +1,45 @@
 //! Optimisers: one file each, one interface, state as named tensors.
 //!
-//! An [`Optimizer`] is a pure rule over (parameters, gradients, state, learning rate and decay of this step);
-//! what belongs to a run — parameter groups, schedule, clipping — stands in [`groups`], [`schedule`] and here.
+//! An [`Optimizer`] is a pure rule over (parameters, gradients, state, learning rate and decay of this step). What
+//! belongs to a run stands beside it: the table `[optim]` in [`config`], parameter groups in [`groups`], the learning
+//! rate over time in [`schedule`], clipping here, the decision to leave a step out in [`skip`].
+//!
+//! The rules are written once. Their passes over memory run as kernels for float32 on the CPU and as tensor
+//! operations for everything else (`arith`), float64 included; eigendecompositions and QR run on the CPU (`linalg`).
 
+pub mod adafactor;
 pub mod adamw;
+mod arith;
+pub mod config;
+pub mod eigenbasis;
 pub mod groups;
+mod linalg;
+pub mod muon;
+pub mod rotated_adafactor;
 pub mod schedule;
+pub mod sgd;
+pub mod shampoo;
+pub mod skip;
 pub mod soap;
+#[cfg(test)]
+mod tests;
 
+pub use adafactor::AdaFactor;
 pub use adamw::AdamW;
+pub use config::{OptimConfig, OptimizerName, Rule};
+pub use eigenbasis::Eigenbasis;
+pub use groups::Groups;
+pub use muon::Muon;
+pub use rotated_adafactor::RotatedAdaFactor;
 pub use schedule::{Schedule, ScheduleKind};
+pub use sgd::Sgd;
+pub use shampoo::Shampoo;
 pub use soap::Soap;
 
-use crate::slices::{slice, with_slice_mut};
+use crate::slices::with_slice_mut;
 use candle_core::{Result, Tensor};
-use evenkeel_kernels::{optimizer::sum_squares, xent::scale_in_place};
-use serde::{Deserialize, Serialize};
+use evenkeel_kernels::xent::scale_in_place;
+use rayon::prelude::*;
 use std::collections::BTreeMap;
 
 /// The state of one parameter: named tensors and the number of steps taken.
@@ -25,6 +49,26 @@ pub struct State {
     pub steps: u64,
     /// Moments, factors, bases. Empty before the first call.
     pub tensors: BTreeMap<String, Tensor>,
+}
+
+impl State {
+    fn get(&self, name: &str) -> Result<&Tensor> {
+        match self.tensors.get(name) {
+            Some(tensor) => Ok(tensor),
+            None => candle_core::bail!("the optimiser's state has no tensor \"{name}\""),
+        }
+    }
+
+    /// Fills in zeros for what is missing.
+    fn begin(&mut self, tensors: &[(&'static str, Vec<usize>)], like: &Tensor) -> Result<()> {
+        for (name, shape) in tensors {
+            if !self.tensors.contains_key(*name) {
+                let zeros = Tensor::zeros(shape.as_slice(), like.dtype(), like.device())?;
+                self.tensors.insert((*name).into(), zeros);
+            }
+        }
+        Ok(())
+    }
 }
 
 /// One parameter's share of a step.
@@ -37,8 +81,26 @@ pub struct Slot<'a> {
     pub state: &'a mut State,
     /// Learning rate of this step and parameter.
     pub lr: f64,
-    /// Decoupled weight decay of this parameter.
+    /// Weight decay of this parameter.
     pub weight_decay: f64,
+    /// Steps by which periodic work on this parameter is shifted, so that it does not fall due everywhere at once.
+    pub phase: u64,
+}
+
+impl Slot<'_> {
+    /// 1 - lr · wd, what decoupled decay leaves of a parameter.
+    fn keep(&self) -> f64 {
+        1.0 - self.lr * self.weight_decay
+    }
+}
+
+/// Work that a rule does on a parameter every so many steps.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Periodic {
+    /// Steps between.
+    pub every: u64,
+    /// Multiplications, roughly.
+    pub cost: f64,
 }
 
 /// A rule that turns gradients into steps.
@@ -46,145 +108,112 @@ pub trait Optimizer: Send + Sync {
     /// The name used in configurations.
     fn name(&self) -> &'static str;
 
-    /// Takes one step on every slot.
+    /// Takes one step on every slot. What happens to a slot depends on nothing but that slot.
     ///
     /// # Errors
-    /// If a tensor is not contiguous float32 on the CPU, or a decomposition fails.
+    /// If a tensor is not contiguous, or a decomposition fails.
     fn step(&self, slots: &mut [Slot]) -> Result<()>;
 
-    /// Scalars of state kept for a parameter of this shape, for the memory table of a dry run.
-    fn state_elements(&self, shape: &[usize]) -> usize;
+    /// Names and shapes of the state's tensors for a parameter of this shape: for the memory table of a dry run, and to
+    /// check a checkpoint. Those that come into being later than at the first call are included.
+    fn state(&self, shape: &[usize]) -> Vec<(&'static str, Vec<usize>)>;
+
+    /// Work that could be spread over steps, if this rule is set to spread it.
+    fn periodic(&self, _shape: &[usize]) -> Option<Periodic> {
+        None
+    }
 }
 
-/// Which optimiser.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum OptimizerName {
-    /// Adam with decoupled weight decay.
-    Adamw,
-    /// Adam in Shampoo's eigenbasis.
-    Soap,
+/// Runs a rule's step on every slot, side by side: small tensors do not wait for each other.
+fn each(slots: &mut [Slot], step: impl Fn(&mut Slot) -> Result<()> + Send + Sync) -> Result<()> {
+    slots.par_iter_mut().try_for_each(step)
 }
 
-/// The table `[optim]`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct OptimConfig {
-    /// Which optimiser.
-    pub name: OptimizerName,
-    /// Learning rate after the warm-up.
-    pub lr_peak: f64,
-    /// Shape of the schedule after the warm-up.
-    pub schedule: ScheduleKind,
-    /// Share of all steps that warm up, if `warmup_steps` is 0.
-    pub warmup_fraction: f64,
-    /// Steps that warm up; 0 means use the fraction.
-    pub warmup_steps: u64,
-    /// Learning rate at the end over its peak.
-    pub final_fraction: f64,
-    /// Decay of the first moment.
-    pub beta1: f64,
-    /// Decay of the second moment.
-    pub beta2: f64,
-    /// Added to the root of the second moment.
-    pub eps: f64,
-    /// Decoupled weight decay of matrices and embeddings.
-    pub weight_decay: f64,
-    /// Largest global gradient norm; 0 turns clipping off.
-    pub clip_norm: f64,
-    /// SOAP: steps between refreshes of the bases; 0 means never.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub precondition_frequency: Option<u64>,
-    /// SOAP: a side longer than this keeps the identity.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub max_precond_dim: Option<usize>,
-    /// SOAP: decay of the factors L and R; negative means β2.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub shampoo_beta: Option<f64>,
-    /// Exceptions by parameter name.
-    #[serde(default)]
-    pub group: Vec<groups::GroupConfig>,
-}
-
-impl OptimConfig {
-    /// The defaults of an optimiser.
-    pub fn defaults(name: OptimizerName) -> Self {
-        let soap = name == OptimizerName::Soap;
-        Self {
-            name,
-            lr_peak: if soap { 3e-3 } else { 1e-3 },
-            schedule: ScheduleKind::Linear,
-            warmup_fraction: 0.05,
-            warmup_steps: 0,
-            final_fraction: 0.0,
-            beta1: if soap { 0.95 } else { 0.9 },
-            beta2: if soap { 0.95 } else { 0.999 },
-            eps: 1e-8,
-            weight_decay: 0.1,
-            clip_norm: 1.0,
-            precondition_frequency: soap.then_some(10),
-            // 2048 leaves the vocabulary side of embedding and head alone, as the published reference's
-            // default of 10000 does for vocabularies above it.
-            max_precond_dim: soap.then_some(2048),
-            shampoo_beta: soap.then_some(-1.0),
-            group: Vec::new(),
-        }
-    }
-
-    /// The optimiser that this describes.
-    pub fn build(&self) -> Box<dyn Optimizer> {
-        match self.name {
-            OptimizerName::Adamw => Box::new(AdamW { beta1: self.beta1, beta2: self.beta2, eps: self.eps }),
-            OptimizerName::Soap => Box::new(Soap {
-                beta1: self.beta1,
-                beta2: self.beta2,
-                shampoo_beta: self.shampoo_beta.filter(|b| *b >= 0.0).unwrap_or(self.beta2),
-                eps: self.eps,
-                precondition_frequency: self.precondition_frequency.unwrap_or(10),
-                max_precond_dim: self.max_precond_dim.unwrap_or(2048),
-            }),
-        }
-    }
-
-    /// The schedule over a run of `steps`.
-    pub fn schedule(&self, steps: u64) -> Schedule {
-        Schedule {
-            kind: self.schedule,
-            peak: self.lr_peak,
-            warmup: match self.warmup_steps {
-                0 => (self.warmup_fraction * steps as f64).ceil() as u64,
-                n => n,
-            },
-            steps,
-            final_fraction: self.final_fraction,
-        }
-    }
+/// A side of a matrix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Side {
+    /// Rows.
+    Left,
+    /// Columns.
+    Right,
 }
 
 /// √ Σ g² over all gradients; NaN or infinite if any entry is.
 ///
 /// # Errors
-/// If a gradient is not contiguous float32 on the CPU.
+/// If a gradient is not contiguous.
 pub fn global_norm(gradients: &[Tensor]) -> Result<f64> {
-    let mut sum = 0.0;
-    for g in gradients {
-        sum += sum_squares(&slice(g)?);
-    }
-    Ok(sum.sqrt())
+    // Each tensor's sum first and these in order, so that the number of threads changes nothing.
+    let sums = gradients.par_iter().map(arith::sum_squares).collect::<Result<Vec<f64>>>()?;
+    Ok(sums.iter().sum::<f64>().sqrt())
 }
 
-/// Scales all gradients by min(1, limit / (norm + 1e-6)), as PyTorch's `clip_grad_norm_` does.
+/// Scales all gradients by min(1, limit / (norm + 1e-6)), as PyTorch's `clip_grad_norm_` does. A limit of 0 does nothing.
 ///
 /// # Errors
 /// If a gradient is not contiguous float32 on the CPU.
 pub fn clip(gradients: &[Tensor], norm: f64, limit: f64) -> Result<()> {
     let factor = limit / (norm + 1e-6);
     if limit > 0.0 && factor < 1.0 {
-        for g in gradients {
+        gradients.par_iter().try_for_each(|g| {
             with_slice_mut(g, |g| {
                 scale_in_place(g, factor as f32);
                 Ok(())
-            })?;
-        }
+            })
+        })?;
     }
     Ok(())
+}
+
+/// Takes every entry of the gradients into [-limit, limit], as PyTorch's `clip_grad_value_` does. A limit of 0 does
+/// nothing.
+///
+/// # Errors
+/// If a gradient is not contiguous float32 on the CPU.
+pub fn clip_value(gradients: &[Tensor], limit: f64) -> Result<()> {
+    if limit <= 0.0 {
+        return Ok(());
+    }
+    let limit = limit as f32;
+    gradients.par_iter().try_for_each(|g| {
+        with_slice_mut(g, |g| {
+            g.iter_mut().for_each(|v| *v = v.clamp(-limit, limit));
+            Ok(())
+        })
+    })
+}
+
+/// ‖p - before‖ / ‖p‖: how far a step moved the parameters, over their size. `None` if they are all zero.
+///
+/// # Errors
+/// If a tensor is not contiguous.
+pub fn update_ratio<'a>(
+    parameters: impl IntoIterator<Item = &'a Tensor>,
+    before: &[Tensor],
+) -> Result<Option<f64>> {
+    let (mut moved, mut size) = (0.0, 0.0);
+    for (p, old) in parameters.into_iter().zip(before) {
+        moved += arith::sum_squared_differences(p, old)?;
+        size += arith::sum_squares(old)?;
+    }
+    Ok((size > 0.0).then(|| (moved / size).sqrt()))
+}
+
+/// The largest over the smallest eigenvalue of the parameter's worst factor, as last estimated; `None` for rules without
+/// factors, and where the smallest is not positive.
+///
+/// # Errors
+/// If the state is not as the rule left it.
+pub fn condition(state: &State) -> Result<Option<f64>> {
+    let mut worst: Option<f64> = None;
+    for name in eigenbasis::VALUES {
+        let Some(values) = state.tensors.get(name) else { continue };
+        let values: Vec<f64> = values.to_dtype(candle_core::DType::F64)?.to_vec1()?;
+        let most = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let least = values.iter().copied().fold(f64::INFINITY, f64::min);
+        // One that is zero or, by rounding, below makes the whole unknown.
+        let Some(ratio) = (least > 0.0).then(|| most / least) else { return Ok(None) };
+        worst = Some(worst.map_or(ratio, |w| w.max(ratio)));
+    }
+    Ok(worst)
 }

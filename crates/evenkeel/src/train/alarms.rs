@@ -171,7 +171,15 @@ mod tests {
     }
 
     fn state(step: u64, alarms: Vec<AlarmCount>) -> RunState {
-        RunState { schema: 1, step, tokens: 0, first_loss: None, guard_count: 0, alarms }
+        RunState {
+            schema: 1,
+            step,
+            tokens: 0,
+            first_loss: None,
+            guard_count: 0,
+            skip: Default::default(),
+            alarms,
+        }
     }
 
     fn measured(kurtosis: Option<f64>) -> Metrics {

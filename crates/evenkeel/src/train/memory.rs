@@ -1,10 +1,11 @@
 //! Memory: what a run will need, for `--dry-run`, and what the process has taken.
 
-use crate::config::RunConfig;
+use crate::config::{ConfigError, RunConfig};
 use crate::error::Result;
 use crate::model::Transformer;
 use crate::model::config::{AttentionMatrix, Gate, ModelConfig, Nonlinearity, Norm, ValueInit};
 use crate::ops::Activation;
+use crate::optim::Groups;
 use crate::tape::Recompute;
 use serde::Serialize;
 
@@ -34,10 +35,11 @@ pub struct MemoryPlan {
 pub fn plan_memory(config: &RunConfig) -> Result<MemoryPlan> {
     let c = &config.model;
     let shapes = Transformer::shapes(c.clone())?;
-    let optimizer = config.optim.build();
+    let named = shapes.iter().map(|(name, shape)| (name.as_str(), shape.as_slice()));
+    let groups =
+        Groups::new(&config.optim, named).map_err(|e| ConfigError::Value { problem: e.to_string() })?;
     let elements = |shape: &[usize]| shape.iter().product::<usize>() as u64;
     let parameters: u64 = shapes.iter().map(|(_, s)| elements(s)).sum();
-    let state: u64 = shapes.iter().map(|(_, s)| optimizer.state_elements(s) as u64).sum();
     let sequences = match config.train.micro_batch_sequences {
         0 => config.train.batch_sequences,
         n => n,
@@ -57,7 +59,7 @@ pub fn plan_memory(config: &RunConfig) -> Result<MemoryPlan> {
         parameters,
         weights_bytes: 4 * parameters,
         gradients_bytes: 4 * parameters,
-        optimizer_bytes: 4 * state,
+        optimizer_bytes: 4 * groups.state_elements(),
         activations_bytes: 4 * (tokens * per_token as u64 + logits),
         steps: config.train.steps,
         tokens: config.train.steps * (config.train.batch_sequences * c.context) as u64,

@@ -12,6 +12,7 @@ mod moments;
 mod prepare;
 mod run_dir;
 mod trainer;
+mod updates;
 
 pub use alarms::AlarmLine;
 pub use eval::{Evaluation, evaluate};
@@ -22,6 +23,7 @@ pub use moments::MomentsLine;
 pub use prepare::Prepared;
 pub use run_dir::{RunDir, RunInfo};
 pub use trainer::{Control, Event, Outcome, Trainer};
+pub use updates::OptimLine;
 
 use crate::error::Hint;
 use std::path::PathBuf;
@@ -113,4 +115,9 @@ impl Hint for TrainError {
 /// Whether the step after `step` finished ones is measured: every `every`-th and the last of all; 0 means none.
 fn measured(step: u64, every: u64, steps: u64) -> bool {
     every > 0 && step < steps && (step.is_multiple_of(every) || step + 1 == steps)
+}
+
+/// Whether something happens after `step` steps: every `every` steps, and at the last one.
+fn due(step: u64, every: u64, steps: u64) -> bool {
+    step == steps || (every > 0 && step.is_multiple_of(every))
 }

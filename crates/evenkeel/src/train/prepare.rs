@@ -1,11 +1,12 @@
 //! What has to hold before a run may start, or go on: nothing of an older run is touched until it does.
 
 use super::{RunDir, TrainError};
-use crate::checkpoint;
+use crate::checkpoint::{self, CheckpointError};
 use crate::config::RunConfig;
 use crate::data::{Dataset, SamplerSettings, Split, TrainSampler, ValidationBlocks};
 use crate::error::{Error, Result};
 use crate::model::{ModelError, Transformer, list};
+use crate::optim::{Groups, State};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -113,4 +114,23 @@ pub(super) fn check_same(dir: &RunDir, config: &RunConfig, model: &Transformer) 
         }
     }
     same_model()
+}
+
+/// Refuses a checkpoint whose optimiser state is not of this optimiser.
+pub(super) fn check_states(
+    checkpoint: &Path,
+    groups: &Groups,
+    model: &Transformer,
+    states: &[State],
+) -> Result<()> {
+    for (i, (p, state)) in model.parameters().iter().zip(states).enumerate() {
+        if let Some(name) = groups.misfit(i, state) {
+            return Err(CheckpointError::Damaged {
+                path: checkpoint.join("optim.safetensors"),
+                problem: format!("tensor {}/{name} is no state of {}", p.name, groups.rule(i).name()),
+            }
+            .into());
+        }
+    }
+    Ok(())
 }

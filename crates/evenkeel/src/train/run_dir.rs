@@ -57,7 +57,7 @@ impl RunDir {
     /// # Errors
     /// If the disk refuses.
     pub fn clear(&self) -> Result<()> {
-        let logs = ["metrics.jsonl", "stats.jsonl", "moments.jsonl", "alarms.jsonl"];
+        let logs = ["metrics.jsonl", "stats.jsonl", "moments.jsonl", "optim.jsonl", "alarms.jsonl"];
         for name in ["config.toml", "resolved.toml", "run.json"].into_iter().chain(logs) {
             let path = self.root.join(name);
             if path.exists() {
@@ -96,6 +96,11 @@ impl RunDir {
     /// moments.jsonl
     pub fn moments(&self) -> PathBuf {
         self.root.join("moments.jsonl")
+    }
+
+    /// optim.jsonl
+    pub fn optim(&self) -> PathBuf {
+        self.root.join("optim.jsonl")
     }
 
     /// alarms.jsonl

@@ -4,8 +4,9 @@ use super::alarms::{AlarmLine, Alarms};
 use super::guard::{Divergence, Guard, locate};
 use super::log::{LineLog, StatsLine, StepLine};
 use super::moments::MomentTracker;
-use super::prepare::{Prepared, check_same};
-use super::{Evaluation, RunDir, evaluate, measured, peak_rss_bytes};
+use super::prepare::{Prepared, check_same, check_states};
+use super::updates::{UpdateSummary, UpdateTracker};
+use super::{Evaluation, RunDir, due, evaluate, measured, peak_rss_bytes};
 use crate::checkpoint::{self, RunState};
 use crate::config::{AlarmAction, RunConfig};
 use crate::data::{Batch, Dataset, Split, TrainSampler, ValidationBlocks};
@@ -13,7 +14,8 @@ use crate::error::Result;
 use crate::metrics::{KurtosisSummary, Metrics, MetricsTap, SiteStats, summarise};
 use crate::model::Transformer;
 use crate::names::NameFilter;
-use crate::optim::{self, Optimizer, Schedule, Slot, State, groups};
+use crate::optim::skip::{SkipRule, SkipState, Skipped};
+use crate::optim::{self, Groups, Schedule, State};
 use crate::random;
 use crate::tap::{NoTap, Site, Tap};
 use crate::tape::{Gradients, Noise, Tape};
@@ -58,6 +60,15 @@ pub enum Event<'a> {
         /// Its line in alarms.jsonl.
         line: &'a AlarmLine,
     },
+    /// A step was left out: the parameters did not move.
+    Skipped {
+        /// Steps finished, this one included.
+        step: u64,
+        /// Why.
+        why: Skipped,
+        /// How many were left out so far.
+        in_all: u64,
+    },
     /// The validation text was evaluated.
     Eval {
         /// Steps finished.
@@ -93,14 +104,16 @@ pub struct Trainer {
     sampler: TrainSampler,
     tokenizer: Option<PathBuf>,
     model: Transformer,
-    optimizer: Box<dyn Optimizer>,
-    groups: Vec<groups::Group>,
+    groups: Groups,
     schedule: Schedule,
     filter: NameFilter,
     gradients: Gradients,
     states: Vec<State>,
     step: u64,
     guard: Guard,
+    skip_rule: SkipRule,
+    skip: SkipState,
+    updates: UpdateTracker,
     metrics_log: LineLog,
     stats_log: LineLog,
     alarms: Alarms,
@@ -112,6 +125,12 @@ struct StepResult {
     loss: f64,
     grad_norm: f64,
     stats: Option<Vec<(Site, StatsLine)>>,
+}
+
+/// What became of the parameters: they moved, or the step was left out.
+enum Moved {
+    By(UpdateSummary),
+    Not(Skipped),
 }
 
 impl Trainer {
@@ -142,19 +161,22 @@ impl Trainer {
                     tokens: 0,
                     first_loss: None,
                     guard_count: 0,
+                    skip: SkipState::default(),
                     alarms: Vec::new(),
                 };
                 (model, states, fresh)
             }
         };
         dir.write("resolved.toml", &config.to_toml()?)?;
-        let named = model.parameters().iter().map(|p| (p.name.as_str(), p.tensor.rank()));
+        let named = model.parameters().iter().map(|p| (p.name.as_str(), p.tensor.dims()));
         let bad = |e: crate::names::BadPattern| crate::config::ConfigError::Value { problem: e.to_string() };
-        let groups = groups::assign(named, config.optim.weight_decay, &config.optim.group).map_err(bad)?;
+        let groups = Groups::new(&config.optim, named).map_err(bad)?;
+        if let Some(folder) = &checkpoint {
+            check_states(folder, &groups, &model, &states)?;
+        }
         let filter = NameFilter::new(&config.telemetry.measured_sites(&config.alarm)).map_err(bad)?;
         let gradients = Gradients::like(model.parameters().iter().map(|p| &p.tensor))?;
         Ok(Self {
-            optimizer: config.optim.build(),
             schedule: config.optim.schedule(config.train.steps),
             guard: Guard {
                 factor: config.train.guard_loss_factor,
@@ -162,6 +184,9 @@ impl Trainer {
                 first_loss: state.first_loss,
                 count: state.guard_count,
             },
+            skip_rule: config.optim.skip_rule(),
+            skip: state.skip,
+            updates: UpdateTracker::open(&config, &dir, state.step)?,
             metrics_log: LineLog::open(&dir.metrics(), state.step)?,
             stats_log: LineLog::open(&dir.stats(), state.step)?,
             alarms: Alarms::open(&config.alarm, &dir, &state)?,
@@ -215,7 +240,10 @@ impl Trainer {
             }
             let batch = self.sampler.batch(self.step)?;
             let result = self.forward_backward(&batch)?;
-            if let Some(divergence) = self.guard.check(result.loss, result.grad_norm) {
+            let skipped = self.skip_rule.judge(&mut self.skip, result.loss, result.grad_norm);
+            if skipped != Some(Skipped::NonFinite)
+                && let Some(divergence) = self.guard.check(result.loss, result.grad_norm)
+            {
                 let divergence = locate(divergence, &self.model, &batch, self.gradients.all())?;
                 return Ok(Outcome::Diverged(divergence));
             }
@@ -223,12 +251,15 @@ impl Trainer {
             if let Some(moments) = &mut self.moments {
                 moments.before(&self.model, self.step)?;
             }
-            self.update(result.grad_norm, lr)?;
+            let moved = match skipped {
+                None => Moved::By(self.update(result.grad_norm, lr)?),
+                Some(why) => Moved::Not(why),
+            };
             self.step += 1;
             if let Some(moments) = &mut self.moments {
                 moments.after(&self.model, self.step)?;
             }
-            let fired = self.report(&result, lr, &mut clock, observe)?;
+            let fired = self.report(&result, &moved, lr, &mut clock, observe)?;
             let saves = fired.iter().any(|alarm| alarm.action != AlarmAction::Log);
             if saves || due(self.step, self.config.train.checkpoint_every_steps, steps) {
                 self.checkpoint(observe)?;
@@ -281,28 +312,29 @@ impl Trainer {
         (site, line)
     }
 
-    fn update(&mut self, grad_norm: f64, lr: f64) -> Result<()> {
-        optim::clip(self.gradients.all(), grad_norm, self.config.optim.clip_norm)?;
-        let mut slots: Vec<Slot> = self
-            .model
-            .parameters()
-            .iter()
-            .zip(&mut self.states)
-            .zip(&self.groups)
-            .map(|((p, state), group)| Slot {
-                parameter: &p.tensor,
-                gradient: self.gradients.get(p.index),
-                state,
-                lr: lr * group.lr_factor,
-                weight_decay: group.weight_decay,
-            })
-            .collect();
-        Ok(self.optimizer.step(&mut slots)?)
+    /// Clips the gradients and moves the parameters.
+    fn update(&mut self, grad_norm: f64, lr: f64) -> Result<UpdateSummary> {
+        let (step, t) = (self.step + 1, &self.config.train);
+        let logged =
+            step == 1 || [t.log_every_steps, t.eval_every_steps].iter().any(|&e| due(step, e, t.steps));
+        let (model, gradients, groups, o) = (&self.model, &self.gradients, &self.groups, &self.config.optim);
+        self.updates.watch(step, logged, (model, gradients, groups), &mut self.states, |states| {
+            let mut norm = grad_norm;
+            if o.clip_value > 0.0 {
+                optim::clip_value(gradients.all(), o.clip_value)?;
+                norm = optim::global_norm(gradients.all())?;
+            }
+            optim::clip(gradients.all(), norm, o.clip_norm)?;
+            let parameters = model.parameters().iter().zip(states);
+            groups.step(parameters.map(|(p, state)| (&p.tensor, gradients.get(p.index), state)), lr)?;
+            Ok(())
+        })
     }
 
     fn report(
         &mut self,
         result: &StepResult,
+        moved: &Moved,
         lr: f64,
         clock: &mut (Instant, u64),
         observe: &mut dyn FnMut(Event),
@@ -329,8 +361,16 @@ impl Trainer {
         if let Some(evaluation) = evaluation {
             observe(Event::Eval { step: self.step, evaluation });
         }
-        let logged = evaluation.is_some() || self.step == 1 || due(self.step, t.log_every_steps, t.steps);
-        let line = StepLine {
+        let (update, skipped) = match *moved {
+            Moved::By(update) => (update, None),
+            Moved::Not(why) => (UpdateSummary::default(), Some(why)),
+        };
+        if let Some(why) = skipped {
+            observe(Event::Skipped { step: self.step, why, in_all: self.skip.skipped });
+        }
+        let regular = self.step == 1 || due(self.step, t.log_every_steps, t.steps);
+        let logged = regular || evaluation.is_some() || skipped.is_some();
+        let mut line = StepLine {
             step: self.step,
             tokens: self.step * per_step,
             train_loss: Some(result.loss),
@@ -339,8 +379,13 @@ impl Trainer {
             grad_norm: Some(result.grad_norm),
             tokens_per_sec: (elapsed > 0.0).then(|| ((self.step - clock.1) * per_step) as f64 / elapsed),
             mem_peak: if logged { peak_rss_bytes() } else { None },
+            update_ratio: update.ratio,
+            condition: update.condition,
+            optimizer_share: None,
+            skipped: self.skip.skipped,
         };
         if logged {
+            line.optimizer_share = (elapsed > 0.0).then(|| self.updates.take_seconds() / elapsed);
             self.metrics_log.append(&line)?;
             *clock = (Instant::now(), self.step);
         }
@@ -383,6 +428,7 @@ impl Trainer {
             tokens: self.step * per_step,
             first_loss: self.guard.first_loss,
             guard_count: self.guard.count,
+            skip: self.skip,
             alarms: self.alarms.counts(),
         };
         let path = checkpoint::save(
@@ -396,9 +442,4 @@ impl Trainer {
         observe(Event::Checkpoint { path: &path });
         Ok(())
     }
-}
-
-/// Every `every` steps, and at the last one.
-fn due(step: u64, every: u64, steps: u64) -> bool {
-    step == steps || (every > 0 && step.is_multiple_of(every))
 }

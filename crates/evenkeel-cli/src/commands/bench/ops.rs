@@ -172,12 +172,13 @@ impl AdamW {
     fn time(&mut self) -> Result<f64, Failure> {
         let config = OptimConfig::defaults(OptimizerName::Adamw);
         let begun = std::time::Instant::now();
-        config.build().step(&mut [Slot {
+        config.rule.build().step(&mut [Slot {
             parameter: self.parameter.tensor(),
             gradient: self.gradient.tensor(),
             state: &mut self.state,
             lr: config.lr_peak,
             weight_decay: config.weight_decay,
+            phase: 0,
         }])?;
         Ok(begun.elapsed().as_secs_f64())
     }

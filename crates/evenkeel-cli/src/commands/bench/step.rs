@@ -7,7 +7,7 @@ use crate::output;
 use crate::settings::Settings;
 use evenkeel::config::ConfigError;
 use evenkeel::model::Transformer;
-use evenkeel::optim::{OptimConfig, Optimizer, Slot, State, groups};
+use evenkeel::optim::{Groups, OptimConfig, State};
 use evenkeel::profile::{Account, Pass, Profile};
 use evenkeel::random;
 use evenkeel::report::stacked::{Part, StackedBar, StackedBars};
@@ -28,8 +28,7 @@ pub(super) const WARM_UP: usize = 2;
 /// What is trained: one model, one batch, over and over.
 pub(super) struct Bench {
     pub(super) model: Transformer,
-    optimizer: Box<dyn Optimizer>,
-    groups: Vec<groups::Group>,
+    groups: Groups,
     lr: f64,
     gradients: Gradients,
     states: Vec<State>,
@@ -51,13 +50,11 @@ impl Bench {
         };
         let (ids, targets) = (draw(0), draw(1));
         let model = Transformer::new(config, seed)?;
-        let named = model.parameters().iter().map(|p| (p.name.as_str(), p.tensor.rank()));
-        let groups = groups::assign(named, optim.weight_decay, &[])
-            .map_err(|e| ConfigError::Value { problem: e.to_string() })?;
+        let named = model.parameters().iter().map(|p| (p.name.as_str(), p.tensor.dims()));
+        let groups = Groups::new(&optim, named).map_err(|e| ConfigError::Value { problem: e.to_string() })?;
         let gradients = Gradients::like(model.parameters().iter().map(|p| &p.tensor))?;
         let states = vec![State::default(); model.parameters().len()];
         Ok(Self {
-            optimizer: optim.build(),
             groups,
             lr: optim.lr_peak,
             gradients,
@@ -80,18 +77,11 @@ impl Bench {
         };
         let loss = self.model.loss(&tape, tap, &self.ids, &self.targets, self.sequences)?;
         tape.backward(&loss, 1.0, &mut self.gradients)?;
-        let _span = profile.map(|p| p.span(self.optimizer.name(), Pass::Optimizer));
-        let parameters = self.model.parameters().iter().zip(&mut self.states).zip(&self.groups);
-        let mut slots: Vec<Slot> = parameters
-            .map(|((p, state), group)| Slot {
-                parameter: &p.tensor,
-                gradient: self.gradients.get(p.index),
-                state,
-                lr: self.lr * group.lr_factor,
-                weight_decay: group.weight_decay,
-            })
-            .collect();
-        self.optimizer.step(&mut slots)?;
+        let _span = profile.map(|p| p.span(self.groups.name(), Pass::Optimizer));
+        let parameters = self.model.parameters().iter().zip(&mut self.states);
+        let gradients = &self.gradients;
+        let parts = parameters.map(|(p, state)| (&p.tensor, gradients.get(p.index), state));
+        self.groups.step(parts, self.lr)?;
         Ok(f64::from(loss.tensor().to_scalar::<f32>()?))
     }
 }

@@ -3,7 +3,7 @@
 use crate::failure::Failure;
 use evenkeel::checkpoint::{CheckpointError, files};
 use evenkeel::config::RunConfig;
-use evenkeel::optim::OptimizerName;
+use evenkeel::optim::{OptimizerName, Rule};
 use evenkeel::train::{Control, Event, Outcome, Prepared, RunDir, Trainer};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -179,9 +179,9 @@ pub(super) fn config(side: Side, lr: f64, steps: u64, seed: u64, data: &Path) ->
     (c.model.depth, c.model.width, c.model.heads, c.model.context) = (DEPTH, WIDTH, HEADS, CONTEXT);
     c.data.path = data.display().to_string();
     c.optim.lr_peak = lr;
-    if c.optim.max_precond_dim.is_some() {
+    if let Rule::Soap(soap) = &mut c.optim.rule {
         // Below the vocabulary, whose side of embedding and head keeps the identity, and above the MLP's hidden width.
-        c.optim.max_precond_dim = Some(1024);
+        soap.basis.max_precond_dim = 1024;
     }
     c.train.steps = steps;
     c.train.seed = seed;

@@ -1,0 +1,86 @@
+//! The symmetric product a aᵀ, of which only one triangle is multiplied.
+
+use super::{Compute, Packed, Shared, View, Write, gemm_shared_packed, size};
+use rayon::prelude::*;
+
+/// Side of the squares in which a triangle is copied to the other: two of them stay in L1.
+const SQUARE: usize = 32;
+
+/// `c = decay · c + weight · a aᵀ` for a row-major symmetric `c` of a.rows × a.rows, on all threads. The result is
+/// symmetric to the bit. `c` is only read on and below its diagonal.
+///
+/// # Panics
+/// If `c` has another size.
+pub fn blend_gram(compute: Compute, a: View, c: &mut [f32], decay: f32, weight: f32) {
+    let n = a.rows();
+    assert_eq!(c.len(), size(n, n), "output must be rows * rows long");
+    if n == 0 {
+        return;
+    }
+    let packed = Packed::new(compute, a.t());
+    // Low blocks, so that little is multiplied above the diagonal; the longest first, so that threads end together.
+    let high = if n <= 768 { 48 } else { 96 };
+    let blocks = n.div_ceil(high);
+    let shared = Shared::new(c);
+    (0..blocks).into_par_iter().rev().with_max_len(1).for_each(|block| {
+        let first = block * high;
+        let rows = high.min(n - first);
+        let columns = first + rows;
+        let mut product = vec![0.0; rows * columns];
+        {
+            let target = Shared::new(&mut product);
+            // SAFETY: the buffer is this block's own and rows × columns long.
+            unsafe {
+                gemm_shared_packed(a.take(first, rows), &packed, columns, &target, 0, columns, Write::Replace)
+            };
+        }
+        for (r, new) in product.chunks_exact(columns).enumerate() {
+            let end = first + r + 1;
+            // SAFETY: row first + r up to its diagonal is written by this block alone and read by none.
+            let row = unsafe { std::slice::from_raw_parts_mut(shared.at((first + r) * n), end) };
+            for (c, new) in row.iter_mut().zip(new) {
+                *c = decay * *c + weight * new;
+            }
+        }
+    });
+    let squares = n.div_ceil(SQUARE);
+    (0..squares).into_par_iter().rev().with_max_len(1).for_each(|below| {
+        for beside in 0..=below {
+            for row in below * SQUARE..n.min((below + 1) * SQUARE) {
+                for column in beside * SQUARE..row.min((beside + 1) * SQUARE) {
+                    // SAFETY: reads lie below the diagonal, where nothing writes now; the element above it has one
+                    // mirror image, so one writer.
+                    unsafe { *shared.at(column * n + row) = *shared.at(row * n + column) };
+                }
+            }
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn agrees_with_the_definition_and_is_symmetric() {
+        for (n, k) in [(1, 3), (5, 0), (33, 7), (97, 64), (200, 31), (800, 5)] {
+            let a: Vec<f32> = (0..n * k).map(|i| ((i * 31) % 17) as f32 - 8.0).collect();
+            let start: Vec<f32> = (0..n * n).map(|i| ((i / n) * (i % n) % 5) as f32).collect();
+            for view in [View::new(&a, n, k), View::new(&a, k, n).t()] {
+                let mut c = start.clone();
+                blend_gram(Compute::F32, view, &mut c, 0.5, 0.25);
+                let entry =
+                    |i: usize, l: usize| f64::from(view.data[i * view.row_stride + l * view.column_stride]);
+                let at = |i: usize, j: usize| (0..k).map(|l| entry(i, l) * entry(j, l)).sum::<f64>();
+                for i in 0..n {
+                    for j in 0..n {
+                        let want = 0.5 * f64::from(start[i * n + j]) + 0.25 * at(i, j);
+                        let got = f64::from(c[i * n + j]);
+                        assert!((got - want).abs() <= 1e-5 * (1.0 + want.abs()), "{n} {k} {i} {j}");
+                        assert_eq!(c[i * n + j].to_bits(), c[j * n + i].to_bits());
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! Eigenvectors, QR and Newton-Schulz.
+//!
+//! Eigendecomposition and QR run on the CPU, one matrix per task and each on one thread: faer sums per thread, so
+//! results would depend on the number of threads otherwise. Newton-Schulz is matrix products, on any device.
+
+use super::arith::{Factor, blend_outer, matmul, matmul_serial, sum_squares};
+use super::{Side, arith};
+use candle_core::{DType, Device, Result, Tensor, bail};
+use faer::traits::RealField;
+use faer::{Mat, MatRef, Par};
+
+/// Eigenvectors as columns, by descending eigenvalue, and the eigenvalues.
+pub(super) struct Eigen {
+    pub(super) vectors: Tensor,
+    pub(super) values: Vec<f64>,
+}
+
+/// Of a symmetric matrix; in float64 if float32 does not converge.
+///
+/// # Errors
+/// If it holds NaN or infinity, or does not converge.
+pub(super) fn eigen(symmetric: &Tensor) -> Result<Eigen> {
+    let d = symmetric.dim(0)?;
+    let wide = rows_of::<f64>(symmetric, DType::F64)?;
+    // Factors of small gradients are tiny: at their own scale the squares inside the iteration would underflow.
+    let scale = wide.iter().fold(0.0f64, |most, v| most.max(v.abs()));
+    if wide.iter().any(|v| !v.is_finite()) {
+        bail!("a preconditioner is not finite; the gradients that made it were not either");
+    }
+    if scale == 0.0 {
+        let vectors = Tensor::eye(d, symmetric.dtype(), symmetric.device())?;
+        return Ok(Eigen { vectors, values: vec![0.0; d] });
+    }
+    let wide = Mat::from_fn(d, d, |i, j| wide[i * d + j] / scale);
+    let narrow = || decompose(Mat::from_fn(d, d, |i, j| wide[(i, j)] as f32).as_ref());
+    let found = match symmetric.dtype() {
+        DType::F64 => None,
+        _ => narrow(),
+    };
+    let Some((values, vectors)) = found.or_else(|| decompose(wide.as_ref())) else {
+        bail!("the eigendecomposition of a {d} x {d} preconditioner did not converge");
+    };
+    let vectors = Tensor::from_vec(vectors, (d, d), &Device::Cpu)?;
+    Ok(Eigen {
+        vectors: vectors.to_dtype(symmetric.dtype())?.to_device(symmetric.device())?,
+        values: values.into_iter().map(|v| v * scale).collect(),
+    })
+}
+
+/// Values and row-major vectors, both by descending value; `None` if it does not converge.
+fn decompose<T: RealField + Copy + Into<f64>>(matrix: MatRef<T>) -> Option<(Vec<f64>, Vec<f64>)> {
+    faer::set_global_parallelism(Par::Seq);
+    let d = matrix.nrows();
+    let eigen = matrix.self_adjoint_eigen(faer::Side::Lower).ok()?;
+    let (u, s) = (eigen.U(), eigen.S().column_vector());
+    let values: Vec<f64> = (0..d).map(|i| s[d - 1 - i].into()).collect();
+    let vectors: Vec<f64> = (0..d * d).map(|i| u[(i / d, d - 1 - i % d)].into()).collect();
+    vectors.iter().chain(&values).all(|v| v.is_finite()).then_some((values, vectors))
+}
+
+/// A basis after one power iteration.
+pub(super) struct Refreshed {
+    pub(super) vectors: Tensor,
+    /// Estimated eigenvalues, descending.
+    pub(super) values: Vec<f64>,
+    /// The old column that each new column grew from.
+    pub(super) order: Vec<u32>,
+}
+
+/// One power iteration and a QR decomposition, the columns sorted by estimated eigenvalue before it.
+///
+/// # Errors
+/// If the result is not finite.
+pub(super) fn power_iteration(symmetric: &Tensor, basis: &Tensor) -> Result<Refreshed> {
+    let product = matmul_serial(symmetric, basis)?;
+    match symmetric.dtype() {
+        DType::F64 => orthogonalise::<f64>(&product, basis, DType::F64),
+        _ => orthogonalise::<f32>(&product, basis, DType::F32),
+    }
+}
+
+fn orthogonalise<T>(product: &Tensor, basis: &Tensor, dtype: DType) -> Result<Refreshed>
+where
+    T: RealField + Copy + Into<f64> + candle_core::WithDType,
+{
+    faer::set_global_parallelism(Par::Seq);
+    let d = basis.dim(0)?;
+    let (p, q) = (rows_of::<T>(product, dtype)?, rows_of::<T>(basis, dtype)?);
+    let mut estimate = vec![0.0f64; d];
+    for (p, q) in p.chunks_exact(d).zip(q.chunks_exact(d)) {
+        for ((e, &p), &q) in estimate.iter_mut().zip(p).zip(q) {
+            *e += Into::<f64>::into(p) * Into::<f64>::into(q);
+        }
+    }
+    let mut order: Vec<u32> = (0..d as u32).collect();
+    order.sort_by(|&a, &b| estimate[b as usize].total_cmp(&estimate[a as usize]));
+    let sorted = Mat::from_fn(d, d, |r, c| p[r * d + order[c] as usize]);
+    let q = sorted.qr().compute_thin_Q();
+    let mut vectors = Vec::with_capacity(d * d);
+    for r in 0..d {
+        vectors.extend((0..d).map(|c| q[(r, c)]));
+    }
+    if vectors.iter().any(|&v| !Into::<f64>::into(v).is_finite()) {
+        bail!("a preconditioner basis is not finite; the gradients that made it were not either");
+    }
+    Ok(Refreshed {
+        vectors: Tensor::from_vec(vectors, (d, d), &Device::Cpu)?
+            .to_dtype(basis.dtype())?
+            .to_device(basis.device())?,
+        values: order.iter().map(|&c| estimate[c as usize]).collect(),
+        order,
+    })
+}
+
+/// (A + ridge · λ_max I)^-exponent of a symmetric A whose eigenvalues below 0 are rounding and count as 0.
+///
+/// # Errors
+/// As [`eigen`].
+pub(super) fn inverse_root(symmetric: &Tensor, exponent: f64, ridge: f64) -> Result<Tensor> {
+    let Eigen { vectors, values } = eigen(symmetric)?;
+    let most = values.first().copied().unwrap_or(0.0).max(0.0);
+    // No direction is raised by more than 1e15 above another, or a product of roots would leave the range of float32.
+    let least = most * 10f64.powf(-15.0 / exponent);
+    let root = |v: &f64| match v.max(0.0) + ridge * most {
+        0.0 => 0.0,
+        v => v.max(least).powf(-exponent),
+    };
+    let roots: Vec<f64> = values.iter().map(root).collect();
+    let roots = Tensor::new(roots, vectors.device())?.to_dtype(vectors.dtype())?;
+    let scaled = vectors.broadcast_mul(&roots.unsqueeze(0)?)?;
+    matmul(Factor::As(&scaled), Factor::Transposed(&vectors))
+}
+
+/// The quintic whose iteration takes singular values to about 1 (Jordan, "Muon", 2024).
+pub(super) const QUINTIC: [f64; 3] = [3.4445, -4.7750, 2.0315];
+
+/// An approximately orthogonal matrix with the singular vectors of `x`: x / ‖x‖, then `steps` times
+/// x ← a x + (b A + c A²) x with A = x xᵀ, on the transpose where that makes A smaller. Singular values end between
+/// about 0.7 and 1.2.
+pub(super) fn newton_schulz(x: &Tensor, steps: usize, eps: f64) -> Result<Tensor> {
+    let [a, b, c] = QUINTIC;
+    let (rows, columns) = x.dims2()?;
+    let tall = rows > columns;
+    let x = if tall { x.t()?.contiguous()? } else { x.clone() };
+    let norm = sum_squares(&x)?.sqrt().max(eps);
+    // A tensor of its own: the iteration works in place.
+    let x = (&x * norm.recip().min(1e38))?;
+    let n = rows.min(columns);
+    let gram = Tensor::zeros((n, n), x.dtype(), x.device())?;
+    for _ in 0..steps {
+        blend_outer(&gram, &x, Side::Left, 0.0, 1.0)?;
+        // b A + c A²; A is symmetric, so A² = A Aᵀ.
+        let polynomial = gram.copy()?;
+        blend_outer(&polynomial, &gram, Side::Left, b, c)?;
+        let moved = matmul(Factor::As(&polynomial), Factor::As(&x))?;
+        arith::blend(&x, &moved, a, 1.0)?;
+    }
+    if tall { x.t()?.contiguous() } else { Ok(x) }
+}
+
+fn rows_of<T: candle_core::WithDType>(matrix: &Tensor, dtype: DType) -> Result<Vec<T>> {
+    matrix.to_device(&Device::Cpu)?.to_dtype(dtype)?.flatten_all()?.to_vec1()
+}
