@@ -92,6 +92,18 @@ pub enum ConfigError {
         /// The file's keys that say what the preset is.
         keys: String,
     },
+    /// A file that spells one optimiser's settings out, with another set from outside.
+    #[error(
+        "optim.name cannot be set to \"{set}\": the file is for \"{given}\" and sets {keys}, which would stay"
+    )]
+    Optimizer {
+        /// The file's.
+        given: String,
+        /// From outside.
+        set: String,
+        /// The file's keys that belong to the optimiser.
+        keys: String,
+    },
     /// `--set` without a key and a value.
     #[error("`{text}` is not of the form key.path=value")]
     Assignment {
@@ -118,6 +130,10 @@ impl Hint for ConfigError {
             {
                 alarm_hint()
             }
+            ConfigError::UnknownKey { key, .. } if key.starts_with("optim") => {
+                "each optimiser has keys of its own: `evenkeel config show op --set optim.name=soap` prints those of soap"
+                    .into()
+            }
             ConfigError::UnknownKey { .. } | ConfigError::Type { .. } => {
                 "`evenkeel config show op` prints every key with its default".into()
             }
@@ -130,6 +146,9 @@ impl Hint for ConfigError {
             ConfigError::UnknownName { .. } => "write for example [optim] name = \"soap\"".into(),
             ConfigError::Preset { set, .. } => format!(
                 "`evenkeel config show {set} > {set}.toml` writes a file of that preset; one that sets only sizes works with all"
+            ),
+            ConfigError::Optimizer { set, .. } => format!(
+                "`evenkeel config show op --set optim.name={set}` prints the keys of {set}; a file without settings of one optimiser works with all"
             ),
             ConfigError::Assignment { .. } => "write --set optim.lr_peak=3e-3, without spaces".into(),
         }
@@ -271,9 +290,7 @@ impl RunConfig {
     /// As [`Self::load`].
     pub fn from_table(mut user: Table, overrides: &[Override]) -> Result<Self, ConfigError> {
         let before = user.get("model").and_then(Value::as_table).cloned().unwrap_or_default();
-        for o in overrides {
-            o.apply(&mut user)?;
-        }
+        let optimizer = optim::apply(&mut user, overrides)?;
         check_preset(&before, &user)?;
         let text_of = |section: &str, key: &str| match user.get(section).and_then(|s| s.get(key)) {
             None => Ok(None),
@@ -285,13 +302,9 @@ impl RunConfig {
             }),
         };
         let preset = text_of("model", "preset")?.unwrap_or_else(|| "pre_ln".into());
-        let optimizer = optim::name_of(user.get("optim").and_then(|o| o.get("name")), "optim.name")?;
         let init_from = text_of("model", "init_from")?.unwrap_or_default();
         if let Some(Value::Table(model)) = user.get_mut("model") {
             model.remove("init_from");
-        }
-        if let Some(Value::Table(table)) = user.get_mut("optim") {
-            optim::resolve_aliases(table, optimizer);
         }
         let defaults = Self::defaults(&preset, optimizer)?;
         let mut table = to_table(&defaults)?;

@@ -1,4 +1,4 @@
-//! Safetensors files of ours: float32 and int64, written in a fixed order with one metadata key, so that equal
+//! Safetensors files of ours: float32, float64 and int64, written in a fixed order with one metadata key, so that equal
 //! tensors make equal bytes.
 
 use super::{CheckpointError, Result, files};
@@ -10,7 +10,7 @@ use std::path::Path;
 /// Writes tensors by name, atomically.
 ///
 /// # Errors
-/// If the disk refuses, or a tensor is neither float32 nor int64.
+/// If the disk refuses, or a tensor is none of float32, float64 and int64.
 pub fn write_tensors(path: &Path, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
     let damaged = |problem: String| CheckpointError::Damaged { path: path.to_path_buf(), problem };
     let mut bytes: Vec<(&String, Dtype, Vec<usize>, Vec<u8>)> = Vec::with_capacity(tensors.len());
@@ -18,6 +18,7 @@ pub fn write_tensors(path: &Path, tensors: &BTreeMap<String, Tensor>) -> Result<
         let flat = tensor.flatten_all()?;
         let (dtype, data) = match tensor.dtype() {
             DType::F32 => (Dtype::F32, flat.to_vec1::<f32>()?.iter().flat_map(|v| v.to_le_bytes()).collect()),
+            DType::F64 => (Dtype::F64, flat.to_vec1::<f64>()?.iter().flat_map(|v| v.to_le_bytes()).collect()),
             DType::I64 => (Dtype::I64, flat.to_vec1::<i64>()?.iter().flat_map(|v| v.to_le_bytes()).collect()),
             other => return Err(damaged(format!("tensor {name} has dtype {other:?}, which is not written"))),
         };
@@ -37,10 +38,10 @@ pub fn write_tensors(path: &Path, tensors: &BTreeMap<String, Tensor>) -> Result<
     files::write(path, &file)
 }
 
-/// Reads all tensors of a file, by name.
+/// Reads all tensors of a file, by name; half precision becomes float32.
 ///
 /// # Errors
-/// If the file cannot be read, is not safetensors, or holds another dtype than float32 and int64.
+/// If the file cannot be read, is not safetensors, or holds another dtype than floats and int32 or int64.
 pub fn read_tensors(path: &Path) -> Result<BTreeMap<String, Tensor>> {
     let damaged = |problem: String| CheckpointError::Damaged { path: path.to_path_buf(), problem };
     let bytes = files::read(path)?;
@@ -61,11 +62,18 @@ pub fn read_tensors(path: &Path) -> Result<BTreeMap<String, Tensor>> {
             Dtype::F64 => {
                 Tensor::from_vec(numbers(view.data(), f64::from_le_bytes), view.shape(), &Device::Cpu)?
             }
+            Dtype::BF16 => half(&view, DType::BF16)?,
+            Dtype::F16 => half(&view, DType::F16)?,
             other => return Err(damaged(format!("tensor {name} has dtype {other:?}, which is not read"))),
         };
         tensors.insert(name, tensor);
     }
     Ok(tensors)
+}
+
+/// Half precision, widened.
+fn half(view: &TensorView, dtype: DType) -> Result<Tensor> {
+    Ok(Tensor::from_raw_buffer(view.data(), dtype, view.shape(), &Device::Cpu)?.to_dtype(DType::F32)?)
 }
 
 /// Little-endian numbers of N bytes each; safetensors has checked that the length is a multiple.

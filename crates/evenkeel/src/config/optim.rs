@@ -1,6 +1,6 @@
 //! The table `[optim]`: an optimiser's keys, `[[optim.group]]`, and the ranges that types do not express.
 
-use super::{ConfigError, overlay, shown};
+use super::{ConfigError, Override, overlay, shown};
 use crate::names::NameFilter;
 use crate::optim::{OptimConfig, OptimizerName, Rule, ScheduleKind};
 use toml::{Table, Value};
@@ -20,15 +20,81 @@ pub(super) fn name_of(table: Option<&Value>, path: &str) -> Result<OptimizerName
     }
 }
 
-/// Gives keys that are known by another name their own.
-pub(super) fn resolve_aliases(table: &mut Table, optimizer: OptimizerName) {
+/// Gives keys that are known by another name their own. One level of precedence at a time, so that a weaker one does not
+/// win by its name.
+pub(super) fn resolve_aliases(
+    table: &mut Table,
+    optimizer: OptimizerName,
+    path: &str,
+) -> Result<(), ConfigError> {
     let known: Vec<(String, &str)> =
         table.keys().filter_map(|key| Some((key.clone(), optimizer.alias(key)?))).collect();
     for (key, own) in known {
-        if let Some(value) = table.remove(&key) {
-            table.insert(own.into(), value);
+        if let Some(value) = table.remove(&key)
+            && table.insert(own.into(), value).is_some()
+        {
+            return Err(ConfigError::Value {
+                problem: format!("`{path}.{key}` and `{path}.{own}` are one key: give one of them"),
+            });
         }
     }
+    Ok(())
+}
+
+/// Keys of `[optim]` that mean the same for every optimiser.
+const COMMON: [&str; 16] = [
+    "name",
+    "lr_peak",
+    "schedule",
+    "warmup_fraction",
+    "warmup_steps",
+    "decay_fraction",
+    "final_fraction",
+    "weight_decay",
+    "clip_norm",
+    "clip_value",
+    "skip_nonfinite",
+    "skip_spike_factor",
+    "skip_patience_steps",
+    "group",
+    "momentum",
+    "max_precond_dim",
+];
+
+/// Applies overrides to a file: the optimiser is settled first, since it decides what keys mean. One that is set from
+/// outside over a file that spells another's settings out is refused: it would run with those.
+pub(super) fn apply(user: &mut Table, overrides: &[Override]) -> Result<OptimizerName, ConfigError> {
+    let in_file = user.get("optim").and_then(|o| o.get("name")).cloned();
+    let set = overrides.iter().rev().find(|o| o.key == "optim.name").map(|o| &o.value);
+    let given = name_of(in_file.as_ref(), "optim.name");
+    let optimizer = match set {
+        Some(set) => name_of(Some(set), "optim.name")?,
+        None => given?,
+    };
+    if let Some(Value::Table(table)) = user.get_mut("optim") {
+        resolve_aliases(table, optimizer, "optim")?;
+        let own: Vec<&str> = table.keys().map(String::as_str).filter(|k| !COMMON.contains(k)).collect();
+        let other = name_of(in_file.as_ref(), "optim.name").is_ok_and(|given| given != optimizer);
+        if other && !own.is_empty() {
+            let (shown, more) =
+                (own[..own.len().min(3)].join(", "), if own.len() > 3 { ", ..." } else { "" });
+            return Err(ConfigError::Optimizer {
+                given: name_of(in_file.as_ref(), "optim.name").map_or("", OptimizerName::name).to_string(),
+                set: optimizer.name().to_string(),
+                keys: format!("{shown}{more}"),
+            });
+        }
+    }
+    for o in overrides {
+        let mut own = o.clone();
+        if let Some(key) = o.key.strip_prefix("optim.")
+            && let Some(known) = optimizer.alias(key)
+        {
+            own.key = format!("optim.{known}");
+        }
+        own.apply(user)?;
+    }
+    Ok(optimizer)
 }
 
 /// The user's `[[optim.group]]` tables with their optimisers written out.
@@ -43,7 +109,7 @@ pub(super) fn complete_groups(groups: Vec<Value>) -> Result<Vec<Value>, ConfigEr
             name => Table::from_iter([("name".to_string(), name)]),
         };
         let name = name_of(given.get("name"), &path)?;
-        resolve_aliases(&mut given, name);
+        resolve_aliases(&mut given, name, &path)?;
         let written = Value::try_from(Rule::defaults(name));
         let Ok(Value::Table(mut full)) = written else {
             return Err(ConfigError::Value { problem: format!("`{path}` cannot be written out") });
@@ -85,6 +151,9 @@ pub(super) fn validate(o: &OptimConfig) -> Result<(), ConfigError> {
             "optim.skip_spike_factor must be above 1, since it is a factor on the average norm".into(),
         );
     }
+    if o.skip_patience_steps == 0 && (o.skip_nonfinite || o.skip_spike_factor > 0.0) {
+        return refuse("optim.skip_patience_steps must be at least 1, or no step can be left out".into());
+    }
     for (key, value) in [
         ("warmup_fraction", o.warmup_fraction),
         ("decay_fraction", o.decay_fraction),
@@ -103,7 +172,7 @@ pub(super) fn validate(o: &OptimConfig) -> Result<(), ConfigError> {
     validate_rule(&o.rule, "optim")?;
     for (i, group) in o.group.iter().enumerate() {
         NameFilter::new(&group.patterns).map_err(|e| ConfigError::Value { problem: e.to_string() })?;
-        for value in [group.lr_factor, group.weight_decay].into_iter().flatten() {
+        for value in [Some(group.lr_factor), group.weight_decay].into_iter().flatten() {
             if !(value.is_finite() && value >= 0.0) {
                 return refuse(
                     "lr_factor and weight_decay of an [[optim.group]] must be numbers of at least 0".into(),

@@ -9,7 +9,7 @@ fn load(text: &str) -> Result<RunConfig, ConfigError> {
 #[test]
 fn defaults_survive_a_round_trip() {
     for (preset, _) in model::presets() {
-        for optimizer in [OptimizerName::Adamw, OptimizerName::Soap] {
+        for optimizer in OptimizerName::ALL {
             let config = RunConfig::defaults(preset, optimizer).unwrap();
             assert_eq!(load(&config.to_toml().unwrap()).unwrap(), config);
         }
@@ -46,6 +46,7 @@ fn errors_name_the_key() {
     assert!(message("[optim]\nlr_peek = 1").contains("`optim.lr_peak`"));
     assert!(message("[model]\ndepth = 'x'").contains("`model.depth` must be a whole number"));
     assert!(message("[model]\npreset = 'opp'").contains("pre_ln, pre_rms, pre_srms, post_ln, op, op_paper"));
+    assert!(message("[optim]\nname = 'adamw'\nmomentum = 3").contains("unknown key"));
     assert!(message("[optim]\nprecondition_frequency = 3").contains("unknown key"));
     assert!(message("[train]\nsteps = 0").contains("train.steps"));
     assert!(message("[model]\nnorm = 'lyer'").contains("lyer"));

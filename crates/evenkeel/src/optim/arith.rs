@@ -5,10 +5,11 @@
 
 use super::Side;
 use crate::slices::{is_fast, slice, tensor, with_slice_mut, with_slices_mut};
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 use evenkeel_kernels::factored;
 use evenkeel_kernels::gemm::{Compute, View, Write, blend_gram, gemm_new, gemm_serial};
 use evenkeel_kernels::optimizer as kernel;
+use evenkeel_kernels::xent::scale_in_place;
 
 /// What Adam's moments and direction depend on.
 #[derive(Clone, Copy)]
@@ -94,6 +95,29 @@ pub(super) fn blend(y: &Tensor, x: &Tensor, decay: f64, weight: f64) -> Result<(
     let x = slice(x)?;
     with_slice_mut(y, |y| {
         kernel::blend(y, &x, decay as f32, weight as f32);
+        Ok(())
+    })
+}
+
+/// x ← x · factor.
+pub(super) fn scale(x: &Tensor, factor: f64) -> Result<()> {
+    if !is_fast(x) {
+        return write(x, &(x * factor)?);
+    }
+    with_slice_mut(x, |x| {
+        scale_in_place(x, factor as f32);
+        Ok(())
+    })
+}
+
+/// x ← x, no further from 0 than `limit`.
+pub(super) fn clamp(x: &Tensor, limit: f64) -> Result<()> {
+    if !is_fast(x) {
+        return write(x, &x.clamp(-limit, limit)?);
+    }
+    let limit = limit as f32;
+    with_slice_mut(x, |x| {
+        x.iter_mut().for_each(|v| *v = v.clamp(-limit, limit));
         Ok(())
     })
 }
@@ -221,7 +245,9 @@ pub(super) fn divide_root(g: &Tensor, v: &Tensor, floor: f64) -> Result<Tensor> 
 /// Σ x² in float64.
 pub(super) fn sum_squares(x: &Tensor) -> Result<f64> {
     if !is_fast(x) {
-        return x.to_dtype(candle_core::DType::F64)?.sqr()?.sum_all()?.to_scalar();
+        // Summed where it is; not every device knows float64.
+        let sum = x.sqr()?.sum_all()?.to_device(&Device::Cpu)?;
+        return sum.to_dtype(DType::F64)?.to_scalar();
     }
     Ok(kernel::sum_squares(&slice(x)?))
 }
@@ -280,16 +306,16 @@ pub(super) fn matmul(a: Factor, b: Factor) -> Result<Tensor> {
     tensor(gemm_new(Compute::F32, a, b, |_, _, _| {}), (a.rows(), b.columns()))
 }
 
-/// A product of two square matrices on the calling thread, for tasks that run side by side.
-pub(super) fn matmul_serial(a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    if !is_fast(a) {
-        return a.matmul(b);
+/// The same on the calling thread, for tasks that run side by side.
+pub(super) fn matmul_serial(a: Factor, b: Factor) -> Result<Tensor> {
+    if !is_fast(a.tensor()) {
+        return a.composed()?.matmul(&b.composed()?);
     }
-    let n = a.dim(0)?;
-    let (x, y) = (slice(a)?, slice(b)?);
-    let mut c = vec![0.0; n * n];
-    gemm_serial(Compute::F32, View::new(&x, n, n), View::new(&y, n, n), &mut c, n, Write::Replace);
-    tensor(c, (n, n))
+    let (x, y) = (slice(a.tensor())?, slice(b.tensor())?);
+    let (a, b) = (a.view(&x)?, b.view(&y)?);
+    let mut c = vec![0.0; a.rows() * b.columns()];
+    gemm_serial(Compute::F32, a, b, &mut c, b.columns(), Write::Replace);
+    tensor(c, (a.rows(), b.columns()))
 }
 
 /// A symmetric matrix ← decay · itself + weight · x xᵀ (left) or xᵀ x (right).

@@ -107,6 +107,21 @@ impl Rule {
         }
     }
 
+    /// Which optimiser.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Adamw(_) => OptimizerName::Adamw,
+            Self::Sgd(_) => OptimizerName::Sgd,
+            Self::Adafactor(_) => OptimizerName::Adafactor,
+            Self::AdafactorTorch(_) => OptimizerName::AdafactorTorch,
+            Self::RotatedAdafactor(_) => OptimizerName::RotatedAdafactor,
+            Self::Shampoo(_) => OptimizerName::Shampoo,
+            Self::Soap(_) => OptimizerName::Soap,
+            Self::Muon(_) => OptimizerName::Muon,
+        }
+        .name()
+    }
+
     /// The rule itself.
     pub fn build(&self) -> Box<dyn Optimizer> {
         match self.clone() {
@@ -159,8 +174,16 @@ pub struct OptimConfig {
 impl OptimConfig {
     /// The defaults of an optimiser.
     pub fn defaults(name: OptimizerName) -> Self {
+        let mut rule = Rule::defaults(name);
+        // Leaves the vocabulary side of embedding and head alone, as the references' 10000 does for vocabularies above it.
+        match &mut rule {
+            Rule::Soap(soap) => soap.basis.max_precond_dim = 2048,
+            Rule::RotatedAdafactor(rotated) => rotated.basis.max_precond_dim = 2048,
+            Rule::Shampoo(shampoo) => shampoo.max_precond_dim = 2048,
+            _ => {}
+        }
         Self {
-            rule: Rule::defaults(name),
+            rule,
             lr_peak: match name {
                 OptimizerName::Adamw | OptimizerName::Adafactor => 1e-3,
                 OptimizerName::AdafactorTorch => 1e-2,

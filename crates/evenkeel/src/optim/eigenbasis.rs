@@ -13,20 +13,20 @@
 //! ```
 //!
 //! The first call makes the factors, takes the bases by eigendecomposition and moves nothing, not even by decay; n stays 0.
-//! This follows the published reference implementation of SOAP (Vyas et al., arXiv 2409.11321); where other
+//! What is no matrix has no basis (a vector may, `precondition_1d`). This follows the published reference implementation of SOAP (Vyas et al., arXiv 2409.11321); where other
 //! implementations differ there is a key.
 
 use super::arith::{Factor, blend_outer, matmul, step_then_decay};
 use super::linalg::{eigen, power_iteration};
 use super::{Periodic, Side, Slot, State};
-use candle_core::{Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 /// How bases are made and kept.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Eigenbasis {
-    /// Decay of L and R; negative means β2.
+    /// Decay of L and R; negative means β2 (`beta2`, whatever the second moment itself uses).
     pub shampoo_beta: f64,
     /// Calls between refreshes of the bases; 0 means never.
     pub precondition_frequency: u64,
@@ -49,9 +49,7 @@ impl Default for Eigenbasis {
         Self {
             shampoo_beta: -1.0,
             precondition_frequency: 10,
-            // Leaves the vocabulary side of embedding and head alone, as the published reference's default of 10000
-            // does for vocabularies above it.
-            max_precond_dim: 2048,
+            max_precond_dim: 10_000,
             one_sided: false,
             precondition_1d: false,
             skip_first: true,
@@ -257,7 +255,7 @@ fn new_basis(state: &State, names: &Names, refresh: Refresh) -> Result<NewBasis>
             (new.vectors, new.values, Some(new.order))
         }
     };
-    let values = Tensor::new(values, factor.device())?.to_dtype(factor.dtype())?;
+    let values = Tensor::new(values, &Device::Cpu)?.to_dtype(factor.dtype())?.to_device(factor.device())?;
     Ok(NewBasis { vectors, values, order })
 }
 

@@ -1,14 +1,15 @@
 //! Parameter groups: which rule, learning rate and decay a parameter gets, by its name.
 //!
 //! By default weight decay applies to matrices and embeddings and to nothing else: biases, norm gains and
-//! scalar gains are left alone. `[[optim.group]]` tables make exceptions; of those that match, the last that sets a key
-//! has it.
+//! scalar gains are left alone. `[[optim.group]]` tables make exceptions; the last one that matches wins. What a group does
+//! not set is the run's: a group with another optimiser keeps the run's learning rate and decay unless it has its own.
 
-use super::config::{OptimConfig, Rule};
+use super::config::{OptimConfig, OptimizerName, Rule};
 use super::{Optimizer, Slot, State, condition};
 use crate::names::{BadPattern, NameFilter};
 use candle_core::{Result, Tensor};
 use serde::{Deserialize, Serialize};
+use thiserror::Error;
 
 /// One exception.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -17,15 +18,35 @@ pub struct GroupConfig {
     /// Globs over parameter names, such as `embed.*` or `blocks.*.mlp.*.weight`.
     #[serde(rename = "match")]
     pub patterns: Vec<String>,
-    /// Factor on the learning rate; absent: as without this group.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub lr_factor: Option<f64>,
-    /// Weight decay instead of the run's; absent: as without this group.
+    /// Factor on the learning rate.
+    #[serde(default = "one")]
+    pub lr_factor: f64,
+    /// Weight decay instead of the run's; absent keeps the default rule.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weight_decay: Option<f64>,
-    /// Another optimiser; absent: as without this group. In files its name, or a table with `name` and its settings.
+    /// Another optimiser; absent: the run's. In files its name, or a table with `name` and its settings.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub optimizer: Option<Rule>,
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+/// Groups that cannot be made.
+#[derive(Clone, Debug, Error, PartialEq)]
+pub enum GroupsError {
+    /// A pattern that is not a glob.
+    #[error("optim.group: {0}")]
+    Pattern(#[from] BadPattern),
+    /// A group that no parameter belongs to.
+    #[error("optim.group[{index}] matches no parameter: none of this model's is called {patterns}")]
+    Empty {
+        /// Which group.
+        index: usize,
+        /// Its globs.
+        patterns: String,
+    },
 }
 
 /// What a parameter gets.
@@ -38,9 +59,44 @@ struct Member {
     phase: u64,
 }
 
+/// A rule and the name of its optimiser.
+type Named = (&'static str, Box<dyn Optimizer>);
+
+/// Rules as they are collected.
+#[derive(Default)]
+struct Rules {
+    all: Vec<Named>,
+}
+
+/// Where a rule stands, and the parameters that it leaves to another.
+struct Chosen {
+    rule: usize,
+    others: Option<(NameFilter, usize)>,
+}
+
+impl Rules {
+    fn add(&mut self, rule: &Rule) -> std::result::Result<Chosen, BadPattern> {
+        self.all.push((rule.name(), rule.build()));
+        let chosen = self.all.len() - 1;
+        let Rule::Muon(muon) = rule else { return Ok(Chosen { rule: chosen, others: None }) };
+        self.all.push((OptimizerName::Adamw.name(), Box::new(muon.others())));
+        Ok(Chosen { rule: chosen, others: Some((NameFilter::new(&muon.adamw_match)?, chosen + 1)) })
+    }
+}
+
+impl Chosen {
+    /// The rule for a parameter of this name.
+    fn of(&self, name: &str) -> usize {
+        match &self.others {
+            Some((filter, others)) if filter.matches(name) => *others,
+            _ => self.rule,
+        }
+    }
+}
+
 /// The rules of a run and which parameter follows which.
 pub struct Groups {
-    rules: Vec<Box<dyn Optimizer>>,
+    rules: Vec<Named>,
     members: Vec<Member>,
     shapes: Vec<Vec<usize>>,
 }
@@ -52,45 +108,43 @@ impl Groups {
     /// Assigns parameters, given as name and shape in the model's order.
     ///
     /// # Errors
-    /// A pattern that is not a glob.
+    /// A pattern that is not a glob, or a group without parameters.
     pub fn new<'a>(
         config: &OptimConfig,
         parameters: impl IntoIterator<Item = (&'a str, &'a [usize])>,
-    ) -> std::result::Result<Self, BadPattern> {
+    ) -> std::result::Result<Self, GroupsError> {
         let filter = |group: &GroupConfig| NameFilter::new(&group.patterns);
         let filters = config.group.iter().map(filter).collect::<std::result::Result<Vec<_>, _>>()?;
-        let mut rules = vec![config.rule.build()];
-        // Which rule each group's optimiser has become, and the rule of the main optimiser's own exceptions.
-        let own = match &config.rule {
-            Rule::Muon(muon) => {
-                rules.push(Box::new(muon.others()) as Box<dyn Optimizer>);
-                Some((NameFilter::new(&muon.adamw_match)?, rules.len() - 1))
-            }
-            _ => None,
-        };
+        let mut rules = Rules::default();
+        let main = rules.add(&config.rule)?;
         let mut of_group = Vec::with_capacity(config.group.len());
         for group in &config.group {
-            of_group.push(group.optimizer.as_ref().map(|rule| {
-                rules.push(rule.build());
-                rules.len() - 1
-            }));
+            of_group.push(group.optimizer.as_ref().map(|rule| rules.add(rule)).transpose()?);
         }
         let (mut members, mut shapes) = (Vec::new(), Vec::new());
+        let mut used = vec![false; filters.len()];
         for (name, shape) in parameters {
-            let mut member = Member {
-                rule: own.as_ref().filter(|(filter, _)| filter.matches(name)).map_or(0, |(_, rule)| *rule),
-                lr_factor: 1.0,
-                weight_decay: if shape.len() >= 2 { config.weight_decay } else { 0.0 },
-                phase: 0,
-            };
-            for (i, group) in config.group.iter().enumerate().filter(|(i, _)| filters[*i].matches(name)) {
-                member.rule = of_group[i].unwrap_or(member.rule);
-                member.lr_factor = group.lr_factor.unwrap_or(member.lr_factor);
-                member.weight_decay = group.weight_decay.unwrap_or(member.weight_decay);
+            let mut matching = None;
+            for (i, filter) in filters.iter().enumerate() {
+                if filter.matches(name) {
+                    (used[i], matching) = (true, Some(i));
+                }
             }
-            members.push(member);
+            let group = matching.map(|i| &config.group[i]);
+            let default = if shape.len() >= 2 { config.weight_decay } else { 0.0 };
+            members.push(Member {
+                rule: matching.and_then(|i| of_group[i].as_ref()).unwrap_or(&main).of(name),
+                lr_factor: group.map_or(1.0, |g| g.lr_factor),
+                weight_decay: group.and_then(|g| g.weight_decay).unwrap_or(default),
+                phase: 0,
+            });
             shapes.push(shape.to_vec());
         }
+        if let Some(index) = used.iter().position(|used| !used) {
+            let patterns = config.group[index].patterns.join(", ");
+            return Err(GroupsError::Empty { index, patterns });
+        }
+        let rules = rules.all;
         let mut groups = Self { rules, members, shapes };
         groups.spread();
         Ok(groups)
@@ -99,7 +153,7 @@ impl Groups {
     /// Gives the parameters whose rule wants it phases, the costliest first and each to the step with least to do. All
     /// ranks that know the whole model come to the same result, whichever parameters are theirs.
     fn spread(&mut self) {
-        let wants = |i: usize| self.rules[self.members[i].rule].periodic(&self.shapes[i]).map(|p| (i, p));
+        let wants = |i: usize| self.rule(i).periodic(&self.shapes[i]).map(|p| (i, p));
         let mut work: Vec<_> = (0..self.members.len()).filter_map(wants).collect();
         work.sort_by(|a, b| b.1.cost.total_cmp(&a.1.cost));
         let longest = work.iter().map(|(_, p)| p.every).max().unwrap_or(0);
@@ -129,7 +183,7 @@ impl Groups {
                 phase: member.phase,
             });
         }
-        for (rule, mut slots) in self.rules.iter().zip(by_rule) {
+        for ((_, rule), mut slots) in self.rules.iter().zip(by_rule) {
             if !slots.is_empty() {
                 rule.step(&mut slots)?;
             }
@@ -137,14 +191,18 @@ impl Groups {
         Ok(())
     }
 
-    /// The rule of the main optimiser.
+    /// The main optimiser.
     pub fn name(&self) -> &'static str {
-        self.rules[0].name()
+        self.rules[0].0
     }
 
-    /// The rule that parameter `index` follows.
-    pub fn rule(&self, index: usize) -> &dyn Optimizer {
-        &*self.rules[self.members[index].rule]
+    /// The optimiser that parameter `index` belongs to.
+    pub fn name_of(&self, index: usize) -> &'static str {
+        self.rules[self.members[index].rule].0
+    }
+
+    fn rule(&self, index: usize) -> &dyn Optimizer {
+        &*self.rules[self.members[index].rule].1
     }
 
     /// Scalars of state in all.
@@ -154,11 +212,26 @@ impl Groups {
         tensors.map(|(_, shape)| shape.iter().product::<usize>() as u64).sum()
     }
 
-    /// The first tensor of a state that parameter `index`'s rule does not have, or has in another shape.
-    pub fn misfit<'s>(&self, index: usize, state: &'s State) -> Option<&'s str> {
+    /// What is wrong with a state that was read for parameter `index`: a tensor that its rule does not have, has in
+    /// another shape, or misses. `None` if it fits, or is that of a parameter which was never moved.
+    pub fn misfit(&self, index: usize, state: &State) -> Option<String> {
+        if state.tensors.is_empty() {
+            return None;
+        }
         let known = self.rule(index).state(&self.shapes[index]);
-        let fits = |name: &str, tensor: &Tensor| known.iter().any(|(k, s)| *k == name && s == tensor.dims());
-        state.tensors.iter().find(|(name, tensor)| !fits(name, tensor)).map(|(name, _)| name.as_str())
+        for (name, tensor) in &state.tensors {
+            match known.iter().find(|(k, _)| k == name) {
+                None => return Some(format!("{} has no state \"{name}\"", self.name_of(index))),
+                Some((_, shape)) if shape != tensor.dims() => {
+                    return Some(format!("\"{name}\" is {:?} and should be {shape:?}", tensor.dims()));
+                }
+                Some(_) => {}
+            }
+        }
+        // Checkpoints of the first version have no eigenvalues.
+        let needed = |name: &&str| !super::eigenbasis::VALUES.contains(name);
+        let missing = known.iter().map(|(k, _)| *k).filter(needed).find(|k| !state.tensors.contains_key(*k));
+        missing.map(|name| format!("\"{name}\" is missing"))
     }
 
     /// The worst condition number of all parameters' factors, as last estimated.
@@ -179,12 +252,11 @@ impl Groups {
 
 #[cfg(test)]
 mod tests {
-    use super::super::OptimizerName;
     use super::*;
 
     fn group(patterns: &[&str]) -> GroupConfig {
         let patterns = patterns.iter().map(|p| p.to_string()).collect();
-        GroupConfig { patterns, lr_factor: None, weight_decay: None, optimizer: None }
+        GroupConfig { patterns, lr_factor: 1.0, weight_decay: None, optimizer: None }
     }
 
     const NAMES: [(&str, &[usize]); 4] = [
@@ -195,17 +267,19 @@ mod tests {
     ];
 
     #[test]
-    fn vectors_do_not_decay_and_the_last_to_set_a_key_wins() {
+    fn vectors_do_not_decay_and_the_last_match_wins() {
         let mut config = OptimConfig::defaults(OptimizerName::Adamw);
         config.group = vec![
-            GroupConfig { lr_factor: Some(0.5), weight_decay: Some(0.0), ..group(&["embed.*"]) },
-            GroupConfig { lr_factor: Some(2.0), ..group(&["embed.token.*"]) },
+            GroupConfig { lr_factor: 0.5, weight_decay: Some(0.0), ..group(&["embed.*"]) },
+            GroupConfig { lr_factor: 2.0, ..group(&["embed.token.*"]) },
         ];
         let groups = Groups::new(&config, NAMES).unwrap();
         let got: Vec<_> = groups.members.iter().map(|m| (m.lr_factor, m.weight_decay)).collect();
-        assert_eq!(got, [(2.0, 0.0), (0.5, 0.0), (1.0, 0.1), (1.0, 0.0)]);
+        assert_eq!(got, [(2.0, 0.1), (0.5, 0.0), (1.0, 0.1), (1.0, 0.0)]);
         config.group = vec![group(&["["])];
-        assert!(Groups::new(&config, NAMES).is_err());
+        assert!(matches!(Groups::new(&config, NAMES), Err(GroupsError::Pattern(_))));
+        config.group = vec![group(&["embed.*"]), group(&["lm_head.*"])];
+        assert!(matches!(Groups::new(&config, NAMES), Err(GroupsError::Empty { index: 1, .. })));
     }
 
     #[test]
@@ -217,14 +291,17 @@ mod tests {
         }];
         let names = |c: &OptimConfig| {
             let groups = Groups::new(c, NAMES).unwrap();
-            (0..4).map(|i| groups.rule(i).name()).collect::<Vec<_>>()
+            (0..4).map(|i| groups.name_of(i)).collect::<Vec<_>>()
         };
         assert_eq!(names(&config), ["adamw", "adamw", "soap", "soap"]);
         let mut muon = OptimConfig::defaults(OptimizerName::Muon);
         assert_eq!(names(&muon), ["adamw", "adamw", "muon", "muon"]);
-        muon.group = config.group;
+        muon.group = config.group.clone();
         muon.group[0].optimizer = Some(Rule::defaults(OptimizerName::Sgd));
         assert_eq!(names(&muon), ["sgd", "sgd", "muon", "muon"]);
+        // A group's Muon leaves the same parameters to AdamW as the main one.
+        config.group = vec![GroupConfig { optimizer: Some(muon.rule), ..group(&["*.weight"]) }];
+        assert_eq!(names(&config), ["adamw", "adamw", "muon", "soap"]);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use super::arith::{Factor, blend_outer, matmul, matmul_serial, sum_squares};
 use super::{Side, arith};
 use candle_core::{DType, Device, Result, Tensor, bail};
 use faer::traits::RealField;
-use faer::{Mat, MatRef, Par};
+use faer::{Mat, Par};
 
 /// Eigenvectors as columns, by descending eigenvalue, and the eigenvalues.
 pub(super) struct Eigen {
@@ -20,42 +20,69 @@ pub(super) struct Eigen {
 /// # Errors
 /// If it holds NaN or infinity, or does not converge.
 pub(super) fn eigen(symmetric: &Tensor) -> Result<Eigen> {
-    let d = symmetric.dim(0)?;
-    let wide = rows_of::<f64>(symmetric, DType::F64)?;
-    // Factors of small gradients are tiny: at their own scale the squares inside the iteration would underflow.
-    let scale = wide.iter().fold(0.0f64, |most, v| most.max(v.abs()));
-    if wide.iter().any(|v| !v.is_finite()) {
-        bail!("a preconditioner is not finite; the gradients that made it were not either");
-    }
-    if scale == 0.0 {
-        let vectors = Tensor::eye(d, symmetric.dtype(), symmetric.device())?;
-        return Ok(Eigen { vectors, values: vec![0.0; d] });
-    }
-    let wide = Mat::from_fn(d, d, |i, j| wide[i * d + j] / scale);
-    let narrow = || decompose(Mat::from_fn(d, d, |i, j| wide[(i, j)] as f32).as_ref());
     let found = match symmetric.dtype() {
         DType::F64 => None,
-        _ => narrow(),
+        _ => decompose::<f32>(symmetric, DType::F32)?,
     };
-    let Some((values, vectors)) = found.or_else(|| decompose(wide.as_ref())) else {
-        bail!("the eigendecomposition of a {d} x {d} preconditioner did not converge");
-    };
-    let vectors = Tensor::from_vec(vectors, (d, d), &Device::Cpu)?;
-    Ok(Eigen {
-        vectors: vectors.to_dtype(symmetric.dtype())?.to_device(symmetric.device())?,
-        values: values.into_iter().map(|v| v * scale).collect(),
-    })
+    match found {
+        Some(eigen) => Ok(eigen),
+        None => match decompose::<f64>(symmetric, DType::F64)? {
+            Some(eigen) => Ok(eigen),
+            None => {
+                let d = symmetric.dim(0)?;
+                bail!("the eigendecomposition of a {d} x {d} preconditioner did not converge");
+            }
+        },
+    }
 }
 
-/// Values and row-major vectors, both by descending value; `None` if it does not converge.
-fn decompose<T: RealField + Copy + Into<f64>>(matrix: MatRef<T>) -> Option<(Vec<f64>, Vec<f64>)> {
+/// In one precision; `None` if it does not converge there.
+fn decompose<T: Number>(symmetric: &Tensor, dtype: DType) -> Result<Option<Eigen>> {
     faer::set_global_parallelism(Par::Seq);
-    let d = matrix.nrows();
-    let eigen = matrix.self_adjoint_eigen(faer::Side::Lower).ok()?;
+    let d = symmetric.dim(0)?;
+    let entries = rows_of::<T>(symmetric, dtype)?;
+    let Some(scale) = scale(&entries) else {
+        bail!("a preconditioner is not finite; the gradients that made it were not either");
+    };
+    if scale == 0.0 {
+        let vectors = Tensor::eye(d, symmetric.dtype(), symmetric.device())?;
+        return Ok(Some(Eigen { vectors, values: vec![0.0; d] }));
+    }
+    // Factors of small gradients are tiny: at their own scale the squares inside the iteration would underflow.
+    let matrix = Mat::from_fn(d, d, |i, j| T::from_f64(entries[i * d + j].into() / scale));
+    drop(entries);
+    let Ok(eigen) = matrix.self_adjoint_eigen(faer::Side::Lower) else { return Ok(None) };
     let (u, s) = (eigen.U(), eigen.S().column_vector());
-    let values: Vec<f64> = (0..d).map(|i| s[d - 1 - i].into()).collect();
-    let vectors: Vec<f64> = (0..d * d).map(|i| u[(i / d, d - 1 - i % d)].into()).collect();
-    vectors.iter().chain(&values).all(|v| v.is_finite()).then_some((values, vectors))
+    let values: Vec<f64> = (0..d).map(|i| s[d - 1 - i].into() * scale).collect();
+    let vectors = by_rows(d, |r, c| u[(r, d - 1 - c)]);
+    if values.iter().any(|v| !v.is_finite()) || vectors.iter().any(|&v| !v.into().is_finite()) {
+        return Ok(None);
+    }
+    Ok(Some(Eigen { vectors: like(vectors, d, symmetric)?, values }))
+}
+
+/// The largest magnitude; `None` if an entry is not finite.
+fn scale<T: Number>(entries: &[T]) -> Option<f64> {
+    let largest = |most: f64, v: &T| most.max((*v).into().abs());
+    entries.iter().all(|&v| v.into().is_finite()).then(|| entries.iter().fold(0.0, largest))
+}
+
+/// A number that faer and candle both know.
+trait Number: RealField + Copy + Into<f64> + candle_core::WithDType {}
+impl Number for f32 {}
+impl Number for f64 {}
+
+fn by_rows<T>(d: usize, at: impl Fn(usize, usize) -> T) -> Vec<T> {
+    let mut entries = Vec::with_capacity(d * d);
+    for r in 0..d {
+        entries.extend((0..d).map(|c| at(r, c)));
+    }
+    entries
+}
+
+/// A square matrix of the type and on the device of another.
+fn like<T: Number>(entries: Vec<T>, d: usize, other: &Tensor) -> Result<Tensor> {
+    Tensor::from_vec(entries, (d, d), &Device::Cpu)?.to_dtype(other.dtype())?.to_device(other.device())
 }
 
 /// A basis after one power iteration.
@@ -72,17 +99,14 @@ pub(super) struct Refreshed {
 /// # Errors
 /// If the result is not finite.
 pub(super) fn power_iteration(symmetric: &Tensor, basis: &Tensor) -> Result<Refreshed> {
-    let product = matmul_serial(symmetric, basis)?;
+    let product = matmul_serial(Factor::As(symmetric), Factor::As(basis))?;
     match symmetric.dtype() {
         DType::F64 => orthogonalise::<f64>(&product, basis, DType::F64),
         _ => orthogonalise::<f32>(&product, basis, DType::F32),
     }
 }
 
-fn orthogonalise<T>(product: &Tensor, basis: &Tensor, dtype: DType) -> Result<Refreshed>
-where
-    T: RealField + Copy + Into<f64> + candle_core::WithDType,
-{
+fn orthogonalise<T: Number>(product: &Tensor, basis: &Tensor, dtype: DType) -> Result<Refreshed> {
     faer::set_global_parallelism(Par::Seq);
     let d = basis.dim(0)?;
     let (p, q) = (rows_of::<T>(product, dtype)?, rows_of::<T>(basis, dtype)?);
@@ -92,31 +116,34 @@ where
             *e += Into::<f64>::into(p) * Into::<f64>::into(q);
         }
     }
+    drop(q);
     let mut order: Vec<u32> = (0..d as u32).collect();
     order.sort_by(|&a, &b| estimate[b as usize].total_cmp(&estimate[a as usize]));
     let sorted = Mat::from_fn(d, d, |r, c| p[r * d + order[c] as usize]);
+    drop(p);
     let q = sorted.qr().compute_thin_Q();
-    let mut vectors = Vec::with_capacity(d * d);
-    for r in 0..d {
-        vectors.extend((0..d).map(|c| q[(r, c)]));
-    }
+    let vectors = by_rows(d, |r, c| q[(r, c)]);
     if vectors.iter().any(|&v| !Into::<f64>::into(v).is_finite()) {
         bail!("a preconditioner basis is not finite; the gradients that made it were not either");
     }
     Ok(Refreshed {
-        vectors: Tensor::from_vec(vectors, (d, d), &Device::Cpu)?
-            .to_dtype(basis.dtype())?
-            .to_device(basis.device())?,
+        vectors: like(vectors, d, basis)?,
         values: order.iter().map(|&c| estimate[c as usize]).collect(),
         order,
     })
+}
+
+/// An inverse root, and the eigenvalues of what it is the root of.
+pub(super) struct Root {
+    pub(super) matrix: Tensor,
+    pub(super) values: Tensor,
 }
 
 /// (A + ridge · λ_max I)^-exponent of a symmetric A whose eigenvalues below 0 are rounding and count as 0.
 ///
 /// # Errors
 /// As [`eigen`].
-pub(super) fn inverse_root(symmetric: &Tensor, exponent: f64, ridge: f64) -> Result<Tensor> {
+pub(super) fn inverse_root(symmetric: &Tensor, exponent: f64, ridge: f64) -> Result<Root> {
     let Eigen { vectors, values } = eigen(symmetric)?;
     let most = values.first().copied().unwrap_or(0.0).max(0.0);
     // No direction is raised by more than 1e15 above another, or a product of roots would leave the range of float32.
@@ -125,10 +152,12 @@ pub(super) fn inverse_root(symmetric: &Tensor, exponent: f64, ridge: f64) -> Res
         0.0 => 0.0,
         v => v.max(least).powf(-exponent),
     };
-    let roots: Vec<f64> = values.iter().map(root).collect();
-    let roots = Tensor::new(roots, vectors.device())?.to_dtype(vectors.dtype())?;
+    let here =
+        |x: Vec<f64>| Tensor::new(x, &Device::Cpu)?.to_dtype(vectors.dtype())?.to_device(vectors.device());
+    let roots = here(values.iter().map(root).collect())?;
     let scaled = vectors.broadcast_mul(&roots.unsqueeze(0)?)?;
-    matmul(Factor::As(&scaled), Factor::Transposed(&vectors))
+    let matrix = matmul_serial(Factor::As(&scaled), Factor::Transposed(&vectors))?;
+    Ok(Root { matrix, values: here(values)? })
 }
 
 /// The quintic whose iteration takes singular values to about 1 (Jordan, "Muon", 2024).

@@ -36,9 +36,7 @@ pub use sgd::Sgd;
 pub use shampoo::Shampoo;
 pub use soap::Soap;
 
-use crate::slices::with_slice_mut;
-use candle_core::{Result, Tensor};
-use evenkeel_kernels::xent::scale_in_place;
+use candle_core::{DType, Device, Result, Tensor};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 
@@ -151,16 +149,11 @@ pub fn global_norm(gradients: &[Tensor]) -> Result<f64> {
 /// Scales all gradients by min(1, limit / (norm + 1e-6)), as PyTorch's `clip_grad_norm_` does. A limit of 0 does nothing.
 ///
 /// # Errors
-/// If a gradient is not contiguous float32 on the CPU.
+/// If a gradient is not contiguous.
 pub fn clip(gradients: &[Tensor], norm: f64, limit: f64) -> Result<()> {
     let factor = limit / (norm + 1e-6);
     if limit > 0.0 && factor < 1.0 {
-        gradients.par_iter().try_for_each(|g| {
-            with_slice_mut(g, |g| {
-                scale_in_place(g, factor as f32);
-                Ok(())
-            })
-        })?;
+        gradients.par_iter().try_for_each(|g| arith::scale(g, factor))?;
     }
     Ok(())
 }
@@ -169,21 +162,15 @@ pub fn clip(gradients: &[Tensor], norm: f64, limit: f64) -> Result<()> {
 /// nothing.
 ///
 /// # Errors
-/// If a gradient is not contiguous float32 on the CPU.
+/// If a gradient is not contiguous.
 pub fn clip_value(gradients: &[Tensor], limit: f64) -> Result<()> {
-    if limit <= 0.0 {
-        return Ok(());
+    match limit > 0.0 {
+        true => gradients.par_iter().try_for_each(|g| arith::clamp(g, limit)),
+        false => Ok(()),
     }
-    let limit = limit as f32;
-    gradients.par_iter().try_for_each(|g| {
-        with_slice_mut(g, |g| {
-            g.iter_mut().for_each(|v| *v = v.clamp(-limit, limit));
-            Ok(())
-        })
-    })
 }
 
-/// ‖p - before‖ / ‖p‖: how far a step moved the parameters, over their size. `None` if they are all zero.
+/// ‖p - before‖ / ‖before‖: how far a step moved the parameters, over their size. `None` if they were all zero.
 ///
 /// # Errors
 /// If a tensor is not contiguous.
@@ -199,8 +186,8 @@ pub fn update_ratio<'a>(
     Ok((size > 0.0).then(|| (moved / size).sqrt()))
 }
 
-/// The largest over the smallest eigenvalue of the parameter's worst factor, as last estimated; `None` for rules without
-/// factors, and where the smallest is not positive.
+/// The largest over the smallest eigenvalue of the parameter's worse factor, as last estimated; the smallest counts as no
+/// less than rounding, 2⁻²³ of the largest. `None` for rules without factors, and before there is an estimate.
 ///
 /// # Errors
 /// If the state is not as the rule left it.
@@ -208,12 +195,13 @@ pub fn condition(state: &State) -> Result<Option<f64>> {
     let mut worst: Option<f64> = None;
     for name in eigenbasis::VALUES {
         let Some(values) = state.tensors.get(name) else { continue };
-        let values: Vec<f64> = values.to_dtype(candle_core::DType::F64)?.to_vec1()?;
-        let most = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let values: Vec<f64> = values.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.to_vec1()?;
+        let most = values.iter().copied().fold(0.0, f64::max);
         let least = values.iter().copied().fold(f64::INFINITY, f64::min);
-        // One that is zero or, by rounding, below makes the whole unknown.
-        let Some(ratio) = (least > 0.0).then(|| most / least) else { return Ok(None) };
-        worst = Some(worst.map_or(ratio, |w| w.max(ratio)));
+        if most > 0.0 {
+            let ratio = most / least.max(most * f64::from(f32::EPSILON));
+            worst = Some(worst.map_or(ratio, |w| w.max(ratio)));
+        }
     }
     Ok(worst)
 }

@@ -11,10 +11,12 @@
 //! ```
 //!
 //! The roots are made at the first step and at every `precondition_frequency`-th, after L and R took the gradient. A side
-//! longer than `max_precond_dim` keeps the identity; what has no factor at all (vectors) is AdamW.
+//! longer than `max_precond_dim` keeps the identity; what has no factor at all (vectors) is AdamW. Eigenvalues below zero
+//! are rounding and count as zero; no direction is raised by more than 1e15 above another, and with `ridge` = 0 one whose
+//! eigenvalue is zero is not raised at all.
 //!
 //! Defaults: p = `exponent` = 1/4 (1/2 is the other published choice), β = (0.95, 0.95), `shampoo_beta` = β2, grafting on.
-//! State of an m × n matrix: 2mn + 2m² + 2n² numbers (one mn less without grafting).
+//! State of an m × n matrix: 2mn + 2m² + 2n² + m + n numbers (one mn less without grafting).
 //!
 //! ```
 //! use evenkeel::optim::{Optimizer, Shampoo, Slot, State};
@@ -31,9 +33,10 @@
 //! ```
 
 use super::arith::{Factor, adam_direction, blend, blend_outer, decay_then_step, matmul, sum_squares};
-use super::linalg::inverse_root;
+use super::eigenbasis::VALUES;
+use super::linalg::{Root, inverse_root};
 use super::{AdamW, Optimizer, Periodic, Side, Slot, State};
-use candle_core::{Result, Tensor};
+use candle_core::Result;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -73,15 +76,15 @@ impl Default for Shampoo {
             ridge: 1e-12,
             graft: true,
             precondition_frequency: 10,
-            max_precond_dim: 2048,
+            max_precond_dim: 10_000,
             spread_refresh: false,
         }
     }
 }
 
-/// Side, factor, root.
-const SIDES: [(Side, &str, &str); 2] =
-    [(Side::Left, "gg_left", "root_left"), (Side::Right, "gg_right", "root_right")];
+/// Side, factor, root, eigenvalues.
+const SIDES: [(Side, &str, &str, &str); 2] =
+    [(Side::Left, "gg_left", "root_left", VALUES[0]), (Side::Right, "gg_right", "root_right", VALUES[1])];
 
 impl Shampoo {
     fn adam(&self) -> AdamW {
@@ -115,7 +118,7 @@ impl Shampoo {
         slot.state.begin(&self.sums(p.dims()), p)?;
         slot.state.steps += 1;
         let beta = if self.shampoo_beta < 0.0 { self.beta2 } else { self.shampoo_beta };
-        for (side, factor, _) in SIDES {
+        for (side, factor, ..) in SIDES {
             if let Some(factor) = slot.state.tensors.get(factor) {
                 blend_outer(factor, slot.gradient, side, beta, 1.0 - beta)?;
             }
@@ -138,11 +141,12 @@ impl Shampoo {
             let factor = states[i].tensors.get(SIDES[side].1);
             factor.map(|f| inverse_root(f, self.exponent, self.ridge)).transpose()
         };
-        let roots = due.par_iter().with_max_len(1).map(make).collect::<Result<Vec<Option<Tensor>>>>()?;
+        let roots = due.par_iter().with_max_len(1).map(make).collect::<Result<Vec<Option<Root>>>>()?;
         drop(states);
         for ((i, side), root) in due.into_iter().zip(roots) {
             if let Some(root) = root {
-                slots[i].state.tensors.insert(SIDES[side].2.into(), root);
+                slots[i].state.tensors.insert(SIDES[side].2.into(), root.matrix);
+                slots[i].state.tensors.insert(SIDES[side].3.into(), root.values);
             }
         }
         Ok(())
@@ -197,7 +201,7 @@ impl Optimizer for Shampoo {
     fn state(&self, shape: &[usize]) -> Vec<(&'static str, Vec<usize>)> {
         let mut all = self.sums(shape);
         for (names, d) in SIDES.iter().zip(self.sides(shape)) {
-            all.extend(d.map(|d| (names.2, vec![d, d])));
+            all.extend(d.into_iter().flat_map(|d| [(names.2, vec![d, d]), (names.3, vec![d])]));
         }
         all
     }

@@ -296,8 +296,11 @@ fn the_number_of_threads_changes_nothing() {
             pool.install(|| {
                 let shapes: [&[usize]; 3] = [&[130, 70], &[70, 130], &[300]];
                 let mut rule = rule.clone();
-                if let Rule::Soap(soap) = &mut rule {
-                    soap.basis.max_precond_dim = 200;
+                match &mut rule {
+                    Rule::Soap(soap) => soap.basis.max_precond_dim = 200,
+                    Rule::RotatedAdafactor(rotated) => rotated.basis.max_precond_dim = 200,
+                    Rule::Shampoo(shampoo) => shampoo.max_precond_dim = 200,
+                    _ => {}
                 }
                 let start = shapes.iter().enumerate().map(|(i, s)| normal(i as u64, s)).collect();
                 let mut run = Run::new(&rule, start);
@@ -312,7 +315,7 @@ fn the_number_of_threads_changes_nothing() {
                 run.values()
             })
         };
-        assert_eq!(run(1), run(3), "{name}");
+        assert_eq!(run(1), run(5), "{name}");
     }
 }
 

@@ -32,13 +32,13 @@ pub struct StepLine {
     /// Largest resident memory of the process so far, bytes; null where the system does not tell.
     #[serde(rename = "mem/peak")]
     pub mem_peak: Option<u64>,
-    /// ‖p' - p‖ / ‖p‖ over all parameters in this step; null if it was left out.
+    /// ‖p' - p‖ / ‖p‖ over all parameters in this step, p before it and p' after; null if it was left out.
     #[serde(rename = "optim/update_ratio", default)]
     pub update_ratio: Option<f64>,
     /// Worst condition number of all factors, as last estimated; null for optimisers without factors.
     #[serde(rename = "optim/condition", default)]
     pub condition: Option<f64>,
-    /// Share of the time since the last line that clipping and optimiser took.
+    /// Share of the time since the last line that gradient norm, clipping and optimiser took.
     #[serde(rename = "optim/time_share", default)]
     pub optimizer_share: Option<f64>,
     /// Steps left out so far.

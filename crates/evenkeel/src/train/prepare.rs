@@ -96,7 +96,9 @@ pub(super) fn check_same(dir: &RunDir, config: &RunConfig, model: &Transformer) 
     let Ok(text) = std::fs::read_to_string(dir.resolved()) else { return same_model() };
     // Read as a configuration, so that a key which did not exist when the run began has its default.
     let old = text.parse::<toml::Table>().ok().and_then(|table| RunConfig::from_table(table, &[]).ok());
-    let Some(old) = old.map(|old| old.to_toml()).transpose()? else { return same_model() };
+    let Some(old) = old.map(|old| old.to_toml()).transpose()? else {
+        return Err(other("its resolved.toml cannot be read".into()).into());
+    };
     let (Ok(old), Ok(new)) = (old.parse::<toml::Table>(), config.to_toml()?.parse::<toml::Table>()) else {
         return same_model();
     };
@@ -124,10 +126,10 @@ pub(super) fn check_states(
     states: &[State],
 ) -> Result<()> {
     for (i, (p, state)) in model.parameters().iter().zip(states).enumerate() {
-        if let Some(name) = groups.misfit(i, state) {
+        if let Some(problem) = groups.misfit(i, state) {
             return Err(CheckpointError::Damaged {
                 path: checkpoint.join("optim.safetensors"),
-                problem: format!("tensor {}/{name} is no state of {}", p.name, groups.rule(i).name()),
+                problem: format!("the state of {}: {problem}", p.name),
             }
             .into());
         }

@@ -8,12 +8,13 @@ use super::prepare::{Prepared, check_same, check_states};
 use super::updates::{UpdateSummary, UpdateTracker};
 use super::{Evaluation, RunDir, due, evaluate, measured, peak_rss_bytes};
 use crate::checkpoint::{self, RunState};
-use crate::config::{AlarmAction, RunConfig};
+use crate::config::{AlarmAction, ConfigError, RunConfig};
 use crate::data::{Batch, Dataset, Split, TrainSampler, ValidationBlocks};
 use crate::error::Result;
 use crate::metrics::{KurtosisSummary, Metrics, MetricsTap, SiteStats, summarise};
 use crate::model::Transformer;
-use crate::names::NameFilter;
+use crate::names::{BadPattern, NameFilter};
+use crate::optim::groups::GroupsError;
 use crate::optim::skip::{SkipRule, SkipState, Skipped};
 use crate::optim::{self, Groups, Schedule, State};
 use crate::random;
@@ -167,13 +168,14 @@ impl Trainer {
                 (model, states, fresh)
             }
         };
-        dir.write("resolved.toml", &config.to_toml()?)?;
         let named = model.parameters().iter().map(|p| (p.name.as_str(), p.tensor.dims()));
-        let bad = |e: crate::names::BadPattern| crate::config::ConfigError::Value { problem: e.to_string() };
-        let groups = Groups::new(&config.optim, named).map_err(bad)?;
+        let bad = |e: BadPattern| ConfigError::Value { problem: e.to_string() };
+        let unusable = |e: GroupsError| ConfigError::Value { problem: e.to_string() };
+        let groups = Groups::new(&config.optim, named).map_err(unusable)?;
         if let Some(folder) = &checkpoint {
             check_states(folder, &groups, &model, &states)?;
         }
+        dir.write("resolved.toml", &config.to_toml()?)?;
         let filter = NameFilter::new(&config.telemetry.measured_sites(&config.alarm)).map_err(bad)?;
         let gradients = Gradients::like(model.parameters().iter().map(|p| &p.tensor))?;
         Ok(Self {
@@ -295,7 +297,9 @@ impl Trainer {
         }
         let stats =
             measure.then(|| metrics.stats.iter().map(|(&site, stats)| self.line(site, stats)).collect());
+        let begun = Instant::now();
         let grad_norm = optim::global_norm(self.gradients.all())?;
+        self.updates.spend(begun.elapsed());
         Ok(StepResult { loss, grad_norm, stats })
     }
 
@@ -352,7 +356,10 @@ impl Trainer {
             observe(Event::Stats { step: self.step, summary });
             let metrics: Vec<(Site, Metrics)> = stats.iter().map(|(s, line)| (*s, line.metrics)).collect();
             let gram = measured(self.step - 1, self.config.telemetry.gram_every_steps, t.steps);
-            fired = self.alarms.check(self.step, gram, &metrics)?;
+            // What is not finite is above every bound; where the run is to bear it, so are its alarms.
+            if !matches!(moved, Moved::Not(Skipped::NonFinite)) {
+                fired = self.alarms.check(self.step, gram, &metrics)?;
+            }
             for line in &fired {
                 observe(Event::Alarm { line });
             }

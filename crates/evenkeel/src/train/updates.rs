@@ -1,7 +1,7 @@
 //! What optimiser steps do to the parameters: figures for metrics.jsonl, and optim.jsonl with a line per parameter.
 //!
-//! On a step that a line will tell of, the parameters are copied before it and compared after it. Nothing here changes what is
-//! trained.
+//! On a step that a line will tell of, the parameters are copied before it and compared after it: by then the activations are
+//! gone, so this does not raise the peak of memory. Nothing here changes what is trained.
 
 use super::log::LineLog;
 use super::{RunDir, due};
@@ -21,7 +21,7 @@ pub struct OptimLine {
     pub step: u64,
     /// The parameter's name.
     pub parameter: String,
-    /// The rule that moved it.
+    /// The optimiser that it belongs to.
     pub optimizer: String,
     /// RMS of the parameter before the step.
     pub weight_rms: Option<f64>,
@@ -70,6 +70,11 @@ impl UpdateTracker {
         std::mem::take(&mut self.spent).as_secs_f64()
     }
 
+    /// Adds to the time in the optimiser.
+    pub(super) fn spend(&mut self, time: Duration) {
+        self.spent += time;
+    }
+
     /// Runs `update`, the work that finishes step `step`, and measures it: time always, the rest if `logged` or a line of
     /// optim.jsonl is due.
     pub(super) fn watch(
@@ -104,7 +109,7 @@ impl UpdateTracker {
                 log.append(&OptimLine {
                     step,
                     parameter: p.name.clone(),
-                    optimizer: groups.rule(i).name().into(),
+                    optimizer: groups.name_of(i).into(),
                     weight_rms: finite(weight),
                     gradient_rms: finite(rms(gradients.get(p.index))?),
                     update_rms: finite(moved),
