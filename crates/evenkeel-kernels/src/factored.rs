@@ -5,7 +5,8 @@ use crate::isa::multiversion;
 use crate::threads::{PIECE, map_row_pieces, rows_per_piece, sum_in_order};
 use rayon::prelude::*;
 
-/// Means of g² over each row and over each column of a row-major rows × columns matrix, sums in float64.
+/// Means of g² over each row and over each column of a row-major rows × columns matrix, sums in float64. The mean of
+/// nothing is NaN.
 ///
 /// # Panics
 /// If `g` is not rows · columns long.
@@ -13,10 +14,8 @@ pub fn mean_squares(g: &[f32], rows: usize, columns: usize) -> (Vec<f64>, Vec<f6
     assert_eq!(g.len(), rows * columns);
     let parts = map_row_pieces(rows, columns, PIECE, |first, count| {
         let mut by_column = vec![0.0; columns];
-        let by_row: Vec<f64> = g[first * columns..][..count * columns]
-            .chunks_exact(columns.max(1))
-            .map(|row| square_row(row, &mut by_column))
-            .collect();
+        let row = |r: usize| &g[r * columns..][..columns];
+        let by_row: Vec<f64> = (first..first + count).map(|r| square_row(row(r), &mut by_column)).collect();
         (by_row, by_column)
     });
     let (by_row, by_column): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
@@ -48,7 +47,8 @@ multiversion! {
     }
 }
 
-/// `u = x / (max(row · column, floor) + ε)` for every entry, 0 where that divisor is 0.
+/// `u = x / (max(row · column, floor) + ε)` for every entry, 0 where that divisor is 0. A NaN in `rows` or `columns`
+/// is larger than the floor.
 ///
 /// # Panics
 /// If `x` and `u` are not rows.len() · columns.len() long.
@@ -73,7 +73,10 @@ multiversion! {
         let n = x.len();
         let (columns, u) = (&columns[..n], &mut u[..n]);
         for i in 0..n {
-            let divisor = (row * columns[i]).max(floor) + eps;
+            // Not `f32::max`, which would put the floor in the place of a NaN.
+            let product = row * columns[i];
+            let at_least = if product < floor { floor } else { product };
+            let divisor = at_least + eps;
             let q = x[i] / divisor;
             u[i] = if divisor == 0.0 { 0.0 } else { q };
         }

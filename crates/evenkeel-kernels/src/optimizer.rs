@@ -163,13 +163,7 @@ multiversion! {
 /// # Panics
 /// If lengths differ.
 pub fn momentum_step(p: &mut [f32], u: &[f32], m: &mut [f32], beta1: f32, weight: f32, step: f32, keep: f32) {
-    assert!(p.len() == u.len() && m.len() == u.len());
-    p.par_chunks_mut(PIECE).zip(u.par_chunks(PIECE)).zip(m.par_chunks_mut(PIECE)).for_each(|((p, u), m)| {
-        for ((p, u), m) in p.iter_mut().zip(u).zip(m) {
-            *m = beta1 * *m + weight * u;
-            *p = *p * keep - step * *m;
-        }
-    });
+    sgd(p, u, m, Sgd { momentum: beta1, take: weight, nesterov: None, penalty: 0.0, lr: step, keep });
 }
 
 /// `p = p · keep - step · u`: the decay first, the step after it, as AdamW does.
@@ -177,12 +171,7 @@ pub fn momentum_step(p: &mut [f32], u: &[f32], m: &mut [f32], beta1: f32, weight
 /// # Panics
 /// If lengths differ.
 pub fn decay_then_step(p: &mut [f32], u: &[f32], step: f32, keep: f32) {
-    assert_eq!(p.len(), u.len());
-    p.par_chunks_mut(PIECE).zip(u.par_chunks(PIECE)).for_each(|(p, u)| {
-        for (p, u) in p.iter_mut().zip(u) {
-            *p = *p * keep - step * u;
-        }
-    });
+    blend(p, u, keep, -step);
 }
 
 /// `p = (p - step · u) · keep`: the step first, the decay after it, as SOAP's reference does.

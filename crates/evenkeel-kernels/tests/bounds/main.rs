@@ -11,12 +11,12 @@ mod guarded;
 
 use common::{Bits, fill, tokens};
 use evenkeel_kernels::gemm::{
-    Compute, Packed, View, Write, gemm, gemm_new, gemm_packed, gemm_serial, gemm_serial_packed, gemm_shared,
-    gemm_then,
+    Compute, Packed, View, Write, blend_gram, gemm, gemm_new, gemm_packed, gemm_serial, gemm_serial_packed,
+    gemm_shared, gemm_then,
 };
 use evenkeel_kernels::threads::Shared;
 use evenkeel_kernels::{
-    activation, attention, embedding, gate, math, norm, optimizer, quant, stats, threads, xent,
+    activation, attention, embedding, factored, gate, math, norm, optimizer, quant, stats, threads, xent,
 };
 use guarded::{Arena, Place};
 
@@ -95,6 +95,25 @@ fn strided_matrix_products() {
 }
 
 #[test]
+fn gram_matrices() {
+    for (n, k) in [(0, 5), (5, 0), (1, 1), (2, 3), (17, 33), (33, 16), (49, 7), (97, 31), (145, 2), (769, 3)]
+    {
+        let (a, c) = (fill(n * k, 1), fill(n * n, 2));
+        for compute in COMPUTES {
+            for across in [false, true] {
+                everywhere(&format!("Gram matrix, {compute:?}, {:?}, across: {across}", (n, k)), |arena| {
+                    let a = arena.read(&a);
+                    let a = if across { View::new(a, k, n).t() } else { View::new(a, n, k) };
+                    let c = arena.write(&c);
+                    blend_gram(compute, a, c, 0.9, 0.1);
+                    Bits::default().and(c)
+                });
+            }
+        }
+    }
+}
+
+#[test]
 fn norms() {
     for width in LENGTHS.into_iter().skip(1) {
         let rows = 3;
@@ -164,7 +183,8 @@ fn reductions() {
         everywhere(&format!("reductions of {n}"), |arena| {
             let (a, b) = (arena.read(&a), arena.read(&b));
             let sums = [math::sum_by(a, |v| v), math::sum_by2(a, b, |a, b| a * b), math::max(a)];
-            Bits::default().and(&sums).and_wide(&[optimizer::sum_squares(a), optimizer::dot(a, b)])
+            let wide = [optimizer::sum_squares(a), optimizer::dot(a, b)];
+            Bits::default().and(&sums).and_wide(&wide).and_wide(&[optimizer::sum_squared_differences(a, b)])
         });
     }
 }
@@ -267,6 +287,8 @@ fn embeddings() {
 fn passes_over_parameters() {
     let betas = optimizer::Betas::new(0.9, 0.99);
     let c = optimizer::AdamW { betas, step_size: 0.1, inv_sqrt_correction: 1.3, eps: 1e-8, keep: 0.9 };
+    let descent =
+        optimizer::Sgd { momentum: 0.9, take: 0.8, nesterov: Some(0.9), penalty: 0.2, lr: 0.1, keep: 0.9 };
     for n in LENGTHS {
         let inputs: [Vec<f32>; 3] = [fill(n, 1), fill(n, 2), fill(n, 3)];
         let squares: Vec<f32> = inputs[2].iter().map(|v| v * v).collect();
@@ -284,8 +306,26 @@ fn passes_over_parameters() {
             threads::zip_map(g, arena.read(&inputs[2]), zipped, |a, b, out| {
                 (0..out.len()).for_each(|i| out[i] = a[i] - b[i]);
             });
+            let [descended, buffer, moved_by, held, stepped] = [(); 5].map(|()| arena.write(&inputs[1]));
+            optimizer::sgd(descended, g, buffer, descent);
+            optimizer::momentum_step(moved_by, g, held, 0.9, 0.1, 0.3, 0.9);
+            optimizer::decay_then_step(stepped, g, 0.1, 0.9);
             let bits = Bits::default().and(p).and(m).and(v).and(m2).and(v2).and(u);
+            let bits = bits.and(descended).and(buffer).and(moved_by).and(held).and(stepped);
             bits.and(decayed).and(added).and(moved).and(scaled).and(zipped)
+        });
+    }
+}
+
+#[test]
+fn factored_moments() {
+    for (rows, columns) in LENGTHS.into_iter().flat_map(|n| [(3, n), (n, 3)]) {
+        let (x, by_row, by_column) = (fill(rows * columns, 1), fill(rows, 2), fill(columns, 3));
+        everywhere(&format!("factored moments of {rows} x {columns}"), |arena| {
+            let (x, u) = (arena.read(&x), arena.write(&x));
+            let means = factored::mean_squares(x, rows, columns);
+            factored::divide(x, arena.read(&by_row), arena.read(&by_column), 0.1, 1e-3, u);
+            Bits::default().and_wide(&means.0).and_wide(&means.1).and(u)
         });
     }
 }

@@ -4,8 +4,8 @@ use crate::common::{Bits, fill};
 use crate::reference::{Expected, U, product_bound};
 use crate::{refuses, same_on_any_threads};
 use evenkeel_kernels::gemm::{
-    Compute, Packed, View, Write, gemm, gemm_new, gemm_packed, gemm_serial, gemm_serial_packed, gemm_shared,
-    gemm_then,
+    Compute, Packed, View, Write, blend_gram, gemm, gemm_new, gemm_packed, gemm_serial, gemm_serial_packed,
+    gemm_shared, gemm_then,
 };
 use evenkeel_kernels::threads::Shared;
 use rayon::prelude::*;
@@ -86,7 +86,11 @@ struct Product {
 
 impl Product {
     fn new(m: usize, k: usize, n: usize) -> Self {
-        let (a, b, c) = (fill(m * k, 1), fill(k * n, 2), fill(m * n, 3));
+        Self::of([m, k, n], fill(m * k, 1), fill(k * n, 2))
+    }
+
+    fn of([m, k, n]: [usize; 3], a: Vec<f32>, b: Vec<f32>) -> Self {
+        let c = fill(m * n, 3);
         let f32_bound = product_bound(Compute::F32, k);
         let from = |round: fn(f32) -> f64, bound: f64| {
             let wide = |x: &[f32]| x.iter().map(|&v| round(v)).collect::<Vec<f64>>();
@@ -359,6 +363,109 @@ fn a_part_of_a_packed_factor_is_a_factor() {
     }
 }
 
+/// The transpose of a row-major matrix.
+fn turned(x: &[f32], rows: usize, columns: usize) -> Vec<f32> {
+    (0..rows * columns).map(|i| x[i % rows * columns + i / rows]).collect()
+}
+
+/// A row-major square matrix with its lower triangle mirrored.
+fn mirrored(lower: &[f32], n: usize) -> Vec<f32> {
+    let at = |i: usize, j: usize| lower[i.max(j) * n + i.min(j)];
+    (0..n * n).map(|i| at(i / n, i % n)).collect()
+}
+
+/// The factors on a blended Gram matrix.
+const KEPT: [(f32, f32); 3] = [(0.9, 0.1), (0.999, 1.0), (0.0, 0.37)];
+
+#[test]
+fn a_blended_gram_matrix_keeps_the_stated_bound_and_is_an_ordinary_product() {
+    // One to three blocks of 48 rows, the last of that height and the first of 96, blocks of 96 with a rest of one row
+    // and with none; inner dimensions from nothing to several stretches.
+    let small = [0, 1, 2, 15, 16, 17, 31, 33, 47, 48, 49, 95, 96, 97, 143, 145];
+    let shapes = small.into_iter().flat_map(|n| [0, 1, 17, 33].map(|k| (n, k)));
+    let large = [(97, 301), (49, 1031), (767, 5), (768, 17), (769, 17), (863, 3), (864, 0), (865, 3)];
+    for (n, k) in shapes.chain(large) {
+        let a = fill(n * k, 1);
+        let product = Product::of([n, k, n], a.clone(), turned(&a, n, k));
+        // What is above the diagonal is never read.
+        let before = mirrored(&product.c, n);
+        let start: Vec<f32> = (0..n * n).map(|i| if i % n > i / n { f32::NAN } else { before[i] }).collect();
+        for layout in 0..4 {
+            let a = Stored::new(&a, n, k, layout & 1 == 1, 5 * (layout >> 1));
+            for (compute, (decay, weight)) in COMPUTES.into_iter().flat_map(|c| KEPT.map(|kept| (c, kept))) {
+                let what = format!("{compute:?}, {decay} and {weight}, (n, k) = {:?}", (n, k));
+                let mut got = start.clone();
+                blend_gram(compute, a.view(), &mut got, decay, weight);
+                for bound in &product.bounds[compute as usize] {
+                    let mut want = bound.clone();
+                    for ((value, error), &c) in want.value.iter_mut().zip(&mut want.error).zip(&before) {
+                        let (kept, new) = (decay as f64 * c as f64, weight as f64 * *value);
+                        let new_error = weight as f64 * *error;
+                        *value = kept + new;
+                        // Each factor rounds once and the sum once.
+                        *error = new_error + 3.0 * U * (kept.abs() + new.abs() + new_error);
+                    }
+                    want.check(&what, &got);
+                }
+                let mut whole = vec![f32::NAN; n * n];
+                gemm(compute, a.view(), a.view().t(), &mut whole, Write::Replace);
+                let blended: Vec<f32> =
+                    before.iter().zip(&whole).map(|(c, new)| decay * c + weight * new).collect();
+                let want = Bits::default().and(&mirrored(&blended, n));
+                assert!(Bits::default().and(&got) == want, "{what}: not the bits of a product");
+            }
+        }
+    }
+}
+
+#[test]
+fn nan_and_infinity_reach_their_row_and_column_of_a_gram_matrix_and_no_other() {
+    let (n, k) = (53, 5);
+    let mut a = fill(n * k, 1);
+    // Zeros make NaN of an infinity.
+    (0..n).step_by(7).for_each(|i| a[i * k + i % k] = 0.0);
+    let start = mirrored(&fill(n * n, 3), n);
+    let (decay, weight) = KEPT[0];
+    for compute in COMPUTES {
+        let run = |a: &[f32], start: &[f32]| {
+            let mut c = start.to_vec();
+            blend_gram(compute, View::new(a, n, k), &mut c, decay, weight);
+            c
+        };
+        let clean = run(&a, &start);
+        for special in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            for at in 0..n * k {
+                let mut a = a.clone();
+                a[at] = special;
+                let wide = |x: &[f32]| x.iter().map(|&v| v as f64).collect::<Vec<f64>>();
+                let (want, _) = sums(&wide(&a), &wide(&turned(&a, n, k)), n, k, n);
+                for ((&got, &want), &clean) in run(&a, &start).iter().zip(&want).zip(&clean) {
+                    let good = match want {
+                        w if w.is_nan() => got.is_nan(),
+                        w if w.is_infinite() => got as f64 == w,
+                        _ => got.to_bits() == clean.to_bits(),
+                    };
+                    assert!(good, "{compute:?}, {special} at {at}: {got} where the product is {want}");
+                }
+            }
+            for at in (0..n * n).step_by(11) {
+                let mut start = start.clone();
+                start[at] = special;
+                let (row, column) = (at / n, at % n);
+                for (i, (&got, &clean)) in run(&a, &start).iter().zip(&clean).enumerate() {
+                    let hit = column <= row && (i == at || i == column * n + row);
+                    let good = if !hit {
+                        got.to_bits() == clean.to_bits()
+                    } else {
+                        got == special || got.is_nan() && special.is_nan()
+                    };
+                    assert!(good, "{compute:?}, {special} at {at} of what was there: {got}");
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn threads_write_windows_of_one_buffer() {
     // Seven products side by side in rows of 7 · 19 + 2.
@@ -395,6 +502,16 @@ fn threads_change_no_bit() {
             });
         }
     }
+    for (n, k) in [(47, 17), (97, 301), (769, 33)] {
+        let (a, start) = (fill(n * k, 1), fill(n * n, 3));
+        for compute in COMPUTES {
+            same_on_any_threads("blend_gram", || {
+                let mut c = start.clone();
+                blend_gram(compute, View::new(&a, n, k), &mut c, 0.9, 0.1);
+                Bits::default().and(&c)
+            });
+        }
+    }
 }
 
 #[test]
@@ -420,6 +537,10 @@ fn sizes_that_do_not_fit_are_refused() {
     refuses("a last row past the output's end", move || {
         gemm_serial(Compute::F32, v(4, 5), v(5, 4), &mut [0.0; 21], 6, Write::Replace);
     });
+    refuses("a short Gram matrix", move || blend_gram(Compute::F32, v(4, 5), &mut [0.0; 15], 0.9, 0.1));
+    refuses("a long Gram matrix", move || blend_gram(Compute::F32, v(4, 5), &mut [0.0; 17], 0.9, 0.1));
+    refuses("a Gram matrix of columns", move || blend_gram(Compute::F32, v(4, 5), &mut [0.0; 25], 0.9, 0.1));
+    refuses("a Gram matrix of no rows", move || blend_gram(Compute::F32, v(0, 5), &mut [0.0; 1], 0.9, 0.1));
     refuses("different inner dimensions, packed", move || {
         gemm_packed(v(4, 6), &Packed::new(Compute::F32, v(5, 4)), &mut [0.0; 16], Write::Add, |_, _, _| {});
     });

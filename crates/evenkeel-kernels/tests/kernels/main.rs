@@ -15,6 +15,7 @@ mod reference;
 mod activation;
 mod attention;
 mod embedding;
+mod factored;
 mod gemm;
 mod norm;
 mod optimizer;

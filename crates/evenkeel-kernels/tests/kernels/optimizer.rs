@@ -1,10 +1,11 @@
 //! Passes over parameters and optimiser state, element by element, and sums over them.
 
 use crate::common::{Bits, fill};
-use crate::reference::{Expected, U, depth};
+use crate::reference::{Expected, U};
 use crate::{LENGTHS, refuses, same_on_any_threads};
 use evenkeel_kernels::optimizer::{
-    AdamW, Betas, adam_direction, adamw, add_scaled, blend, dot, step_then_decay, sum_squares,
+    AdamW, Betas, Sgd, adam_direction, adamw, add_scaled, blend, decay_then_step, dot, momentum_step, sgd,
+    step_then_decay, sum_squared_differences, sum_squares,
 };
 
 const BETA1: f64 = 0.9;
@@ -14,6 +15,14 @@ const EPS: f32 = 1e-3;
 fn coefficients() -> AdamW {
     AdamW { betas: Betas::new(BETA1, BETA2), step_size: 0.02, inv_sqrt_correction: 1.7, eps: EPS, keep: 0.99 }
 }
+
+/// Descent as it is used: the first step, later ones, with either way of decay and either direction.
+const DESCENTS: [Sgd; 4] = [
+    Sgd { momentum: 0.0, take: 1.0, nesterov: None, penalty: 0.0, lr: 0.3, keep: 1.0 },
+    Sgd { momentum: 0.9, take: 0.8, nesterov: None, penalty: 0.0, lr: 0.3, keep: 0.97 },
+    Sgd { momentum: 0.9, take: 1.0, nesterov: Some(0.9), penalty: 0.4, lr: 0.3, keep: 1.0 },
+    Sgd { momentum: 0.7, take: 0.3, nesterov: Some(0.6), penalty: 0.4, lr: 0.1, keep: 0.9 },
+];
 
 /// Parameters, gradient, first moment, second moment (not negative).
 fn state(n: usize) -> [Vec<f32>; 4] {
@@ -70,6 +79,101 @@ fn adam_direction_follows_the_formula() {
 }
 
 #[test]
+fn adamw_is_its_direction_and_a_decayed_step() {
+    let c = coefficients();
+    for n in LENGTHS {
+        let [start, g, mut m, mut v] = state(n);
+        let (mut p, mut m2, mut v2, mut u) = (start.clone(), m.clone(), v.clone(), vec![0.0; n]);
+        adamw(&mut p, &g, &mut m, &mut v, c);
+        adam_direction(&g, &mut m2, &mut v2, &mut u, c.betas, c.inv_sqrt_correction, c.eps);
+        let mut p2 = start;
+        decay_then_step(&mut p2, &u, c.step_size, c.keep);
+        let bits = |p: &[f32], m: &[f32], v: &[f32]| Bits::default().and(p).and(m).and(v);
+        assert_eq!(bits(&p, &m, &v), bits(&p2, &m2, &v2));
+    }
+}
+
+/// Without an ε the divisor can be 0. Then there is no step, only the decay; elsewhere nothing changes.
+#[test]
+fn without_a_second_moment_nothing_moves() {
+    let n = 37;
+    let run = |eps: f32, g: &[f32], v: &[f32]| {
+        let c = AdamW { eps, ..coefficients() };
+        let [mut p, _, mut m, _] = state(n);
+        let (mut v, mut m2, mut v2, mut u) = (v.to_vec(), m.clone(), v.to_vec(), vec![f32::NAN; n]);
+        adamw(&mut p, g, &mut m, &mut v, c);
+        adam_direction(g, &mut m2, &mut v2, &mut u, c.betas, c.inv_sqrt_correction, eps);
+        assert_eq!(Bits::default().and(&m).and(&v), Bits::default().and(&m2).and(&v2));
+        [p, u, m, v]
+    };
+    let [start, g, m, v] = state(n);
+    let clean = run(0.0, &g, &v);
+    // A gradient of zero, and one whose square is less than any number above zero.
+    for small in [0.0, 1e-30] {
+        for i in 0..n {
+            let (mut g, mut v) = (g.clone(), v.clone());
+            (g[i], v[i]) = (small, 0.0);
+            let [p, u, first, second] = run(0.0, &g, &v);
+            assert_eq!([p[i], u[i], second[i]], [start[i] * coefficients().keep, 0.0, 0.0]);
+            assert!((first[i] - 0.9 * m[i]).abs() <= 1e-6, "the first moment fades as ever");
+            for (got, clean) in [p, u, first, second].iter().zip(&clean) {
+                assert!((0..n).all(|j| j == i || got[j].to_bits() == clean[j].to_bits()));
+            }
+            let with_eps = run(0.5, &g, &v)[1][i];
+            assert!((with_eps - 2.0 * 0.9 * m[i]).abs() <= 1e-6, "an ε divides as ever");
+        }
+    }
+}
+
+#[test]
+fn descent_with_momentum_follows_the_formula() {
+    for n in LENGTHS {
+        let [start, g, held, _] = state(n);
+        for c in DESCENTS {
+            let [momentum, take, penalty, lr, keep] =
+                [c.momentum, c.take, c.penalty, c.lr, c.keep].map(|x| x as f64);
+            let (mut want_p, mut want_buffer) = (Expected::default(), Expected::default());
+            for ((&p, &g), &b) in start.iter().zip(&g).zip(&held) {
+                let (p, g, b) = (p as f64, g as f64, b as f64);
+                let (gradient, gradient_size) = (g + penalty * p, g.abs() + penalty * p.abs());
+                let buffer = momentum * b + take * gradient;
+                let buffer_size = momentum * b.abs() + take * gradient_size;
+                let (direction, size) = match c.nesterov.map(|lead| lead as f64) {
+                    Some(lead) => (gradient + lead * buffer, gradient_size + lead * buffer_size),
+                    None => (buffer, buffer_size),
+                };
+                // Two roundings make the gradient, two more the buffer, and two more each the direction and the step.
+                want_buffer.push(buffer, 5.0 * U * buffer_size);
+                want_p.push(keep * p - lr * direction, 9.0 * U * (keep * p.abs() + lr * size));
+            }
+            let (mut p, mut buffer) = (start.clone(), held.clone());
+            sgd(&mut p, &g, &mut buffer, c);
+            want_buffer.check(&format!("buffer of {c:?}"), &buffer);
+            want_p.check(&format!("p of {c:?}"), &p);
+        }
+    }
+}
+
+#[test]
+fn momentum_step_follows_the_formula() {
+    let (beta1, weight, step, keep) = (0.9f32, 0.07f32, 0.3f32, 0.95f32);
+    for n in LENGTHS {
+        let [start, u, held, _] = state(n);
+        let (mut want_p, mut want_m) = (Expected::default(), Expected::default());
+        for ((&p, &u), &m) in start.iter().zip(&u).zip(&held) {
+            let (p, u, m) = (keep as f64 * p as f64, weight as f64 * u as f64, beta1 as f64 * m as f64);
+            want_m.push(m + u, 3.0 * U * (m.abs() + u.abs()));
+            let step = step as f64;
+            want_p.push(p - step * (m + u), 5.0 * U * (p.abs() + step * (m.abs() + u.abs())));
+        }
+        let (mut p, mut m) = (start, held);
+        momentum_step(&mut p, &u, &mut m, beta1, weight, step, keep);
+        want_m.check("m", &m);
+        want_p.check("p", &p);
+    }
+}
+
+#[test]
 fn passes_over_two_vectors_follow_their_formulas() {
     for n in LENGTHS {
         let (y, x) = (fill(n, 1), fill(n, 2));
@@ -86,6 +190,10 @@ fn passes_over_two_vectors_follow_their_formulas() {
         step_then_decay(&mut got, &x, f, keep);
         expect(&|y, x| (y - wide * x) * wide_keep, &|y, x| y + x).check("step_then_decay", &got);
         let mut got = y.clone();
+        decay_then_step(&mut got, &x, f, keep);
+        expect(&|y, x| wide_keep * y - wide * x, &|y, x| wide_keep * y + wide * x)
+            .check("decay_then_step", &got);
+        let mut got = y.clone();
         add_scaled(&mut got, &x, f);
         expect(&|y, x| y + wide * x, &|y, x| y + wide * x).check("add_scaled", &got);
         let mut got = y.clone();
@@ -96,46 +204,67 @@ fn passes_over_two_vectors_follow_their_formulas() {
 
 #[test]
 fn sums_over_many_pieces() {
-    // Pieces have 4096 elements. Squares add in float64, products in float32 within a piece.
+    // Pieces have 4096 elements. Products of float32 are exact in float64; differences, of numbers that share few bits
+    // so that float32 would have to round, are all but exact.
     for n in LENGTHS.into_iter().chain([4095, 4097, 20_011]) {
-        let (a, b) = (fill(n, 1), fill(n, 2));
-        let squares: f64 = a.iter().map(|&v| (v as f64).powi(2)).sum();
-        let want = Expected { value: vec![squares], error: vec![1e-15 * n as f64 * squares] };
-        want.check_wide("sum_squares", &[sum_squares(&a)]);
-        let products: Vec<f64> = a.iter().zip(&b).map(|(&a, &b)| a as f64 * b as f64).collect();
-        let size: f64 = products.iter().map(|p| p.abs()).sum();
-        let bound = (depth(n.min(4096)) + 1.0) * U * size;
-        let want = Expected { value: vec![products.iter().sum()], error: vec![bound] };
-        want.check_wide("dot", &[dot(&a, &b)]);
+        let (a, b): (_, Vec<f32>) = (fill(n, 1), fill(n, 2).iter().map(|v| 0.1 * v).collect());
+        let expect = |term: &dyn Fn(f64, f64) -> f64| {
+            let terms: Vec<f64> = a.iter().zip(&b).map(|(&a, &b)| term(a as f64, b as f64)).collect();
+            let size: f64 = terms.iter().map(|t| t.abs()).sum();
+            Expected { value: vec![terms.iter().sum()], error: vec![1e-15 * n as f64 * size] }
+        };
+        expect(&|a, _| a * a).check_wide("sum_squares", &[sum_squares(&a)]);
+        expect(&|a, b| (a - b) * (a - b))
+            .check_wide("sum_squared_differences", &[sum_squared_differences(&a, &b)]);
+        expect(&|a, b| a * b).check_wide("dot", &[dot(&a, &b)]);
     }
 }
 
 #[test]
 fn nan_and_infinity_stay_where_they_are() {
     let n = 37;
-    let run = |g: &[f32]| {
-        let [mut p, _, mut m, mut v] = state(n);
-        let (mut m2, mut v2, mut u) = (m.clone(), v.clone(), vec![0.0; n]);
+    let run = |[start, g, first, second]: &[Vec<f32>; 4]| {
+        let mut out = Vec::new();
+        let (mut p, mut m, mut v, mut u) = (start.clone(), first.clone(), second.clone(), vec![0.0; n]);
         adamw(&mut p, g, &mut m, &mut v, coefficients());
-        adam_direction(g, &mut m2, &mut v2, &mut u, Betas::new(BETA1, BETA2), 1.7, EPS);
-        let [mut a, mut b, mut c] = [fill(n, 7), fill(n, 8), fill(n, 9)];
+        out.extend([p, m, v]);
+        let (mut m, mut v) = (first.clone(), second.clone());
+        adam_direction(g, &mut m, &mut v, &mut u, Betas::new(BETA1, BETA2), 1.7, EPS);
+        out.extend([m, v, u]);
+        for c in DESCENTS {
+            let (mut p, mut buffer) = (start.clone(), first.clone());
+            sgd(&mut p, g, &mut buffer, c);
+            out.extend([p, buffer]);
+        }
+        let (mut p, mut m) = (start.clone(), first.clone());
+        momentum_step(&mut p, g, &mut m, 0.9, 0.1, 0.3, 0.9);
+        out.extend([p, m]);
+        let [mut a, mut b, mut c, mut d] = [(); 4].map(|()| start.clone());
         step_then_decay(&mut a, g, 0.1, 0.9);
         add_scaled(&mut b, g, 0.1);
         blend(&mut c, g, 0.9, 0.1);
-        [p, m, v, m2, v2, u, a, b, c]
+        decay_then_step(&mut d, g, 0.1, 0.9);
+        out.extend([a, b, c, d]);
+        out
     };
-    let g = fill(n, 2);
-    let clean = run(&g);
+    let inputs = state(n);
+    let clean = run(&inputs);
     for special in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-        for i in 0..n {
-            let mut bad = g.clone();
-            bad[i] = special;
-            for (which, (got, clean)) in run(&bad).iter().zip(&clean).enumerate() {
-                assert!(!got[i].is_finite(), "output {which} of {special} is {}", got[i]);
-                assert!((0..n).all(|j| j == i || got[j].to_bits() == clean[j].to_bits()));
+        for input in 0..4 {
+            for i in 0..n {
+                let mut bad = inputs.clone();
+                bad[input][i] = special;
+                for (which, (got, clean)) in run(&bad).iter().zip(&clean).enumerate() {
+                    // All depends on the gradient.
+                    let reaches = input != 1 || !got[i].is_finite();
+                    assert!(reaches, "output {which} of {special} is {}", got[i]);
+                    assert!((0..n).all(|j| j == i || got[j].to_bits() == clean[j].to_bits()));
+                }
+                let bad = &bad[input];
+                let both_ways = |f: fn(&[f32], &[f32]) -> f64| [f(bad, &clean[0]), f(&clean[0], bad)];
+                let sums = [both_ways(dot), both_ways(sum_squared_differences)].concat();
+                assert!(!sum_squares(bad).is_finite() && sums.iter().all(|s| !s.is_finite()));
             }
-            assert!(!sum_squares(&bad).is_finite() && !dot(&bad, &clean[0]).is_finite());
-            assert!(!dot(&clean[0], &bad).is_finite());
         }
     }
 }
@@ -151,8 +280,11 @@ fn threads_change_no_bit() {
         step_then_decay(&mut p, &u, 0.1, 0.9);
         add_scaled(&mut p, &u, 0.1);
         blend(&mut p, &u, 0.9, 0.1);
+        decay_then_step(&mut p, &g, 0.1, 0.9);
+        sgd(&mut p, &g, &mut m, DESCENTS[3]);
+        momentum_step(&mut p, &u, &mut m, 0.9, 0.1, 0.3, 0.9);
         let bits = Bits::default().and(&p).and(&m).and(&v).and(&u);
-        bits.and_wide(&[sum_squares(&p), dot(&p, &g)])
+        bits.and_wide(&[sum_squares(&p), dot(&p, &g), sum_squared_differences(&p, &g)])
     });
 }
 
@@ -168,9 +300,19 @@ fn lengths_that_differ_are_refused() {
             let betas = Betas::new(BETA1, BETA2);
             adam_direction(&zeros(1), &mut zeros(2), &mut zeros(3), &mut zeros(0), betas, 1.0, EPS);
         });
+        if short < 3 {
+            refuses("sgd with one short slice", move || {
+                sgd(&mut zeros(0), &zeros(1), &mut zeros(2), DESCENTS[0]);
+            });
+            refuses("momentum_step with one short slice", move || {
+                momentum_step(&mut zeros(0), &zeros(1), &mut zeros(2), 0.9, 0.1, 0.3, 0.9);
+            });
+        }
     }
+    refuses("decay_then_step", || decay_then_step(&mut [0.0; 3], &[0.0; 4], 1.0, 1.0));
     refuses("step_then_decay", || step_then_decay(&mut [0.0; 4], &[0.0; 3], 1.0, 1.0));
     refuses("add_scaled", || add_scaled(&mut [0.0; 3], &[0.0; 4], 1.0));
     refuses("blend", || blend(&mut [0.0; 4], &[0.0; 3], 1.0, 1.0));
+    refuses("sum_squared_differences", || _ = sum_squared_differences(&[0.0; 3], &[0.0; 4]));
     refuses("dot", || _ = dot(&[0.0; 4], &[0.0; 3]));
 }
