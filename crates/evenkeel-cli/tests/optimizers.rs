@@ -137,6 +137,22 @@ fn bad_optimisers_are_refused_by_name() {
         let stderr = sandbox.refused(&["train", "tiny.toml", "--out", "run", "--set", set]);
         assert!(stderr.contains(part), "{set}: {stderr}");
     }
+    for (set, part) in [
+        ("optim.skip_patience_steps=0", "skip_patience_steps must be at least 1"),
+        ("optim.group=[{match=[\"lm_head.*\"]}]", "optim.group[0] matches no parameter"),
+    ] {
+        let args = ["train", "tiny.toml", "--out", "run", "--set", "optim.skip_nonfinite=true", "--set", set];
+        let stderr = sandbox.refused(&args);
+        assert!(stderr.contains(part), "{set}: {stderr}");
+    }
+    // A file that spells AdamW out is not run with another rule's meaning of its keys; nor do two names of a key agree.
+    sandbox.write("spelled.toml", sandbox.ok(&["config", "show", "op", "--set", "data.path=data"]));
+    let stderr = sandbox.refused(&["train", "spelled.toml", "--out", "run", "--set", "optim.name=adafactor"]);
+    assert!(stderr.contains("the file is for \"adamw\" and sets beta1, beta2, eps"), "{stderr}");
+    sandbox.write("two.toml", "[optim]\nname = \"sgd\"\nmomentum = 0.9\nbeta1 = 0.9\n");
+    assert!(sandbox.refused(&["config", "check", "two.toml"]).contains("are one key"));
+    sandbox.write("one.toml", "[optim]\nname = \"sgd\"\nmomentum = 0.9\n");
+    sandbox.ok(&["config", "check", "one.toml"]);
     sandbox.config("tiny.toml", "op", "shampoo");
     let stderr = sandbox.refused(&["train", "tiny.toml", "--out", "run", "--set", "optim.exponent=0"]);
     assert!(stderr.contains("optim.exponent must be above 0"), "{stderr}");
@@ -203,8 +219,7 @@ fn a_dry_run_knows_each_optimisers_memory() {
     let bytes = |name: &str, set: &[&str]| {
         sandbox.config("tiny.toml", "pre_ln", name);
         let plan = sandbox.json(&[&["train", "tiny.toml", "--dry-run"], set].concat());
-        let memory = &plan["memory"];
-        (number(&memory["optimizer_bytes"]), number(&memory["weights_bytes"]))
+        (number(&plan["plan"]["optimizer_bytes"]), number(&plan["plan"]["weights_bytes"]))
     };
     let (adamw, weights) = bytes("adamw", &[]);
     assert_eq!(adamw, 2.0 * weights);

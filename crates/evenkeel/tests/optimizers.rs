@@ -187,3 +187,71 @@ fn shampoo() {
         1e-4,
     );
 }
+
+/// Of tall, wide and partly dead matrices the first basis is arbitrary in the null space, so that iterates cannot be compared
+/// (see the script). What does not depend on it: the factors, the trace of their estimated eigenvalues, and that bases are
+/// orthogonal.
+#[test]
+fn factors_of_every_shape_are_averages_of_the_gradients() {
+    let trace = golden("optimizer_trace.safetensors");
+    let rule = Soap { beta1: 0.9, beta2: 0.95, basis: basis(), ..Soap::default() };
+    for name in ["square", "tall", "wide", "long", "zero_rows", "tall_by_one", "wide_by_one"] {
+        let parameter = trace[&format!("param.{name}")].copy().unwrap();
+        let mut state = State::default();
+        let (rows, columns) = parameter.dims2().unwrap();
+        let mut want = [vec![0.0f64; rows * rows], vec![0.0f64; columns * columns]];
+        // Bases are refreshed at the tenth step that moves, which is call 10; stop there.
+        for call in 0..=10 {
+            let gradient = trace[&format!("grad.{call}.{name}")].copy().unwrap();
+            let g = floats(&gradient);
+            for (side, want) in want.iter_mut().enumerate() {
+                let n = [rows, columns][side];
+                for i in 0..n {
+                    for j in 0..n {
+                        let product: f64 = match side {
+                            0 => (0..columns).map(|k| g[i * columns + k] * g[j * columns + k]).sum(),
+                            _ => (0..rows).map(|k| g[k * columns + i] * g[k * columns + j]).sum(),
+                        };
+                        want[i * n + j] = 0.95 * want[i * n + j] + 0.05 * product;
+                    }
+                }
+            }
+            let slot = Slot {
+                parameter: &parameter,
+                gradient: &gradient,
+                state: &mut state,
+                lr: 0.03,
+                weight_decay: 0.01,
+                phase: 0,
+            };
+            rule.step(&mut [slot]).unwrap();
+        }
+        assert!(floats(&parameter).iter().all(|v| v.is_finite()), "{name}");
+        for (side, n, factor, basis, values) in [
+            (0, rows, "gg_left", "q_left", "eigenvalues_left"),
+            (1, columns, "gg_right", "q_right", "eigenvalues_right"),
+        ] {
+            if n > 16 {
+                assert!(!state.tensors.contains_key(factor), "{name}");
+                continue;
+            }
+            let got = floats(&state.tensors[factor]);
+            let peak = want[side].iter().fold(0.0f64, |m, v| m.max(v.abs()));
+            let off = got.iter().zip(&want[side]).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max) / peak;
+            assert!(off < 1e-6, "{name}/{factor} deviates by {off:.1e}");
+            let trace: f64 = (0..n).map(|i| want[side][i * n + i]).sum();
+            let sum: f64 = floats(&state.tensors[values]).iter().sum();
+            assert!((sum - trace).abs() < 1e-5 * trace, "{name}/{values}: {sum} is not {trace}");
+            let q = floats(&state.tensors[basis]);
+            for i in 0..n {
+                for j in 0..n {
+                    let dot: f64 = (0..n).map(|k| q[k * n + i] * q[k * n + j]).sum();
+                    assert!(
+                        (dot - f64::from(u8::from(i == j))).abs() < 1e-5,
+                        "{name}/{basis} is not orthogonal"
+                    );
+                }
+            }
+        }
+    }
+}

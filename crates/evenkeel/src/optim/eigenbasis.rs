@@ -167,13 +167,17 @@ impl Eigenbasis {
         if self.current_gradient {
             self.refresh(slots, &later)?;
         }
-        for (slot, _) in slots.iter_mut().zip(&calls).filter(|(_, call)| call.moves) {
-            move_parameter(rule, slot)?;
-        }
-        if !self.current_gradient {
-            for (slot, _) in slots.iter_mut().zip(&calls).filter(|(_, call)| !call.first) {
-                self.take_gradient(rule, slot)?;
+        // Side by side: products of small matrices do not keep all threads busy one after the other.
+        slots.par_iter_mut().zip(&calls).with_max_len(1).try_for_each(|(slot, call)| {
+            if call.moves {
+                move_parameter(rule, slot)?;
             }
+            match call.first || self.current_gradient {
+                true => Ok(()),
+                false => self.take_gradient(rule, slot),
+            }
+        })?;
+        if !self.current_gradient {
             self.refresh(slots, &later)?;
         }
         Ok(())
@@ -294,26 +298,28 @@ enum Direction {
 
 /// Rotates a matrix by the bases that the state has, a vector as a column; what has none comes back as it is.
 fn rotate(x: &Tensor, state: &State, direction: Direction) -> Result<Tensor> {
-    let (left, right) = (state.tensors.get("q_left"), state.tensors.get("q_right"));
-    if left.is_none() && right.is_none() {
-        return Ok(x.clone());
-    }
-    let mut y = as_matrix(x)?;
-    if let Some(q) = left {
-        let q = match direction {
-            Direction::In => Factor::Transposed(q),
-            Direction::Out => Factor::As(q),
-        };
-        y = matmul(q, Factor::As(&y))?;
-    }
-    if let Some(q) = right {
-        let q = match direction {
-            Direction::In => Factor::As(q),
-            Direction::Out => Factor::Transposed(q),
-        };
-        y = matmul(Factor::As(&y), q)?;
-    }
-    y.reshape(x.shape())
+    let basis = |name| state.tensors.get(name);
+    let turn = |q| match direction {
+        Direction::In => Factor::Transposed(q),
+        Direction::Out => Factor::As(q),
+    };
+    let back = |q| match direction {
+        Direction::In => Factor::As(q),
+        Direction::Out => Factor::Transposed(q),
+    };
+    let matrix = as_matrix(x)?;
+    let rotated = match (basis("q_left"), basis("q_right")) {
+        (None, None) => return Ok(x.clone()),
+        (Some(left), None) => matmul(turn(left), Factor::As(&matrix))?,
+        (None, Some(right)) => matmul(Factor::As(&matrix), back(right))?,
+        // By way of the transpose, so that each basis is the left factor of its product: that one is packed a block at
+        // a time as it is used, the right one as a whole beforehand, and bases are the larger ones.
+        (Some(left), Some(right)) => {
+            let half = matmul(turn(right), Factor::Transposed(&matrix))?;
+            matmul(turn(left), Factor::Transposed(&half))?
+        }
+    };
+    rotated.reshape(x.shape())
 }
 
 /// A vector as a matrix of one column.

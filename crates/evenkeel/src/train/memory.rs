@@ -1,11 +1,11 @@
 //! Memory: what a run will need, for `--dry-run`, and what the process has taken.
 
-use crate::config::{ConfigError, RunConfig};
+use super::prepare::groups_of;
+use crate::config::RunConfig;
 use crate::error::Result;
 use crate::model::Transformer;
 use crate::model::config::{AttentionMatrix, Gate, ModelConfig, Nonlinearity, Norm, ValueInit};
 use crate::ops::Activation;
-use crate::optim::Groups;
 use crate::tape::Recompute;
 use serde::Serialize;
 
@@ -35,9 +35,7 @@ pub struct MemoryPlan {
 pub fn plan_memory(config: &RunConfig) -> Result<MemoryPlan> {
     let c = &config.model;
     let shapes = Transformer::shapes(c.clone())?;
-    let named = shapes.iter().map(|(name, shape)| (name.as_str(), shape.as_slice()));
-    let groups =
-        Groups::new(&config.optim, named).map_err(|e| ConfigError::Value { problem: e.to_string() })?;
+    let groups = groups_of(config)?;
     let elements = |shape: &[usize]| shape.iter().product::<usize>() as u64;
     let parameters: u64 = shapes.iter().map(|(_, s)| elements(s)).sum();
     let sequences = match config.train.micro_batch_sequences {

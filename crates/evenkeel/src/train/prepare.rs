@@ -2,10 +2,11 @@
 
 use super::{RunDir, TrainError};
 use crate::checkpoint::{self, CheckpointError};
-use crate::config::RunConfig;
+use crate::config::{ConfigError, RunConfig};
 use crate::data::{Dataset, SamplerSettings, Split, TrainSampler, ValidationBlocks};
 use crate::error::{Error, Result};
 use crate::model::{ModelError, Transformer, list};
+use crate::optim::groups::GroupsError;
 use crate::optim::{Groups, State};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -34,6 +35,7 @@ impl Prepared {
             _ => {}
         }
         config.model.validate()?;
+        groups_of(&config)?;
         dataset.limit_vocab(config.model.vocab)?;
         let tokenizer = Some(dataset.path().join("tokenizer.json"))
             .filter(|path| dataset.path().is_dir() && path.is_file());
@@ -60,6 +62,17 @@ impl Prepared {
     pub fn config(&self) -> &RunConfig {
         &self.config
     }
+}
+
+/// The parameter groups of a run whose vocabulary is known.
+///
+/// # Errors
+/// If the model cannot be built, or a group is unusable.
+pub(super) fn groups_of(config: &RunConfig) -> Result<Groups> {
+    let shapes = Transformer::shapes(config.model.clone())?;
+    let named = shapes.iter().map(|(name, shape)| (name.as_str(), shape.as_slice()));
+    let unusable = |e: GroupsError| ConfigError::Value { problem: e.to_string() };
+    Ok(Groups::new(&config.optim, named).map_err(unusable)?)
 }
 
 fn open_data(config: &RunConfig) -> Result<Dataset> {

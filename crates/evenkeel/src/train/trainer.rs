@@ -4,7 +4,7 @@ use super::alarms::{AlarmLine, Alarms};
 use super::guard::{Divergence, Guard, locate};
 use super::log::{LineLog, StatsLine, StepLine};
 use super::moments::MomentTracker;
-use super::prepare::{Prepared, check_same, check_states};
+use super::prepare::{Prepared, check_same, check_states, groups_of};
 use super::updates::{UpdateSummary, UpdateTracker};
 use super::{Evaluation, RunDir, due, evaluate, measured, peak_rss_bytes};
 use crate::checkpoint::{self, RunState};
@@ -14,7 +14,6 @@ use crate::error::Result;
 use crate::metrics::{KurtosisSummary, Metrics, MetricsTap, SiteStats, summarise};
 use crate::model::Transformer;
 use crate::names::{BadPattern, NameFilter};
-use crate::optim::groups::GroupsError;
 use crate::optim::skip::{SkipRule, SkipState, Skipped};
 use crate::optim::{self, Groups, Schedule, State};
 use crate::random;
@@ -168,10 +167,8 @@ impl Trainer {
                 (model, states, fresh)
             }
         };
-        let named = model.parameters().iter().map(|p| (p.name.as_str(), p.tensor.dims()));
         let bad = |e: BadPattern| ConfigError::Value { problem: e.to_string() };
-        let unusable = |e: GroupsError| ConfigError::Value { problem: e.to_string() };
-        let groups = Groups::new(&config.optim, named).map_err(unusable)?;
+        let groups = groups_of(&config)?;
         if let Some(folder) = &checkpoint {
             check_states(folder, &groups, &model, &states)?;
         }
