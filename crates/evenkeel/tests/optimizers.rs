@@ -184,7 +184,7 @@ fn shampoo() {
             case("shampoo_half", Shampoo { exponent: 0.5, ..plain }, 1e-2, 0.1),
             case("shampoo_ungrafted", Shampoo { graft: false, ..plain }, 5e-2, 0.1),
         ],
-        1e-4,
+        2e-5,
     );
 }
 
@@ -237,7 +237,8 @@ fn factors_of_every_shape_are_averages_of_the_gradients() {
             }
             let got = floats(&state.tensors[factor]);
             let peak = want[side].iter().fold(0.0f64, |m, v| m.max(v.abs()));
-            let off = got.iter().zip(&want[side]).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max) / peak;
+            let lower = (0..n * n).filter(|i| i % n <= i / n);
+            let off = lower.map(|i| (got[i] - want[side][i]).abs()).fold(0.0, f64::max) / peak;
             assert!(off < 1e-6, "{name}/{factor} deviates by {off:.1e}");
             let trace: f64 = (0..n).map(|i| want[side][i * n + i]).sum();
             let sum: f64 = floats(&state.tensors[values]).iter().sum();

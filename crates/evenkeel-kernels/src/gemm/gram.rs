@@ -1,13 +1,14 @@
 //! The symmetric product a aᵀ, of which only one triangle is multiplied.
 
+use super::scratch::Scratch;
 use super::{Compute, Packed, Shared, View, Write, gemm_shared_packed, size};
 use rayon::prelude::*;
 
 /// Side of the squares in which a triangle is copied to the other: two of them stay in L1.
 const SQUARE: usize = 32;
 
-/// `c = decay · c + weight · a aᵀ` for a row-major symmetric `c` of a.rows × a.rows, on all threads. The result is
-/// symmetric to the bit. `c` is only read on and below its diagonal.
+/// `c = decay · c + weight · a aᵀ` on and below the diagonal of a row-major `c` of a.rows × a.rows, on all threads. What lies
+/// above is neither read nor written; [`mirror`] makes the matrix whole.
 ///
 /// # Panics
 /// If `c` has another size.
@@ -26,14 +27,15 @@ pub fn blend_gram(compute: Compute, a: View, c: &mut [f32], decay: f32, weight: 
         let first = block * high;
         let rows = high.min(n - first);
         let columns = first + rows;
-        let mut product = vec![0.0; rows * columns];
-        {
-            let target = Shared::new(&mut product);
-            // SAFETY: the buffer is this block's own and rows × columns long.
-            unsafe {
-                gemm_shared_packed(a.take(first, rows), &packed, columns, &target, 0, columns, Write::Replace)
-            };
-        }
+        let mut scratch = Scratch::take(rows * columns);
+        let start: *mut f32 = scratch.groups_mut().as_mut_ptr().cast();
+        // SAFETY: the buffer is this block's own, at least rows × columns four-byte groups long, and all of that is
+        // written before it is read.
+        let product = unsafe {
+            let target = Shared::from_raw(start, rows * columns);
+            gemm_shared_packed(a.take(first, rows), &packed, columns, &target, 0, columns, Write::Replace);
+            std::slice::from_raw_parts(start, rows * columns)
+        };
         for (r, new) in product.chunks_exact(columns).enumerate() {
             let end = first + r + 1;
             // SAFETY: row first + r up to its diagonal is written by this block alone and read by none.
@@ -43,13 +45,22 @@ pub fn blend_gram(compute: Compute, a: View, c: &mut [f32], decay: f32, weight: 
             }
         }
     });
+}
+
+/// Copies what lies below the diagonal of a row-major n × n matrix above it, on all threads.
+///
+/// # Panics
+/// If `c` has another size.
+pub fn mirror(c: &mut [f32], n: usize) {
+    assert_eq!(c.len(), size(n, n), "the matrix must be n * n long");
+    let shared = Shared::new(c);
     let squares = n.div_ceil(SQUARE);
     (0..squares).into_par_iter().rev().with_max_len(1).for_each(|below| {
         for beside in 0..=below {
             for row in below * SQUARE..n.min((below + 1) * SQUARE) {
                 for column in beside * SQUARE..row.min((beside + 1) * SQUARE) {
-                    // SAFETY: reads lie below the diagonal, where nothing writes now; the element above it has one
-                    // mirror image, so one writer.
+                    // SAFETY: reads lie below the diagonal, where nothing writes; the element above it has one mirror
+                    // image, so one writer.
                     unsafe { *shared.at(column * n + row) = *shared.at(row * n + column) };
                 }
             }
@@ -69,6 +80,10 @@ mod tests {
             for view in [View::new(&a, n, k), View::new(&a, k, n).t()] {
                 let mut c = start.clone();
                 blend_gram(Compute::F32, view, &mut c, 0.5, 0.25);
+                let above =
+                    |c: &[f32]| (0..n).map(|i| c[i * n + i + 1..][..n - i - 1].to_vec()).collect::<Vec<_>>();
+                assert_eq!(above(&c), above(&start));
+                mirror(&mut c, n);
                 let entry =
                     |i: usize, l: usize| f64::from(view.data[i * view.row_stride + l * view.column_stride]);
                 let at = |i: usize, j: usize| (0..k).map(|l| entry(i, l) * entry(j, l)).sum::<f64>();

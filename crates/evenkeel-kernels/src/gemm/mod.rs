@@ -27,7 +27,7 @@ mod pack;
 mod portable;
 mod scratch;
 
-pub use gram::blend_gram;
+pub use gram::{blend_gram, mirror};
 
 use crate::isa;
 use crate::threads::Shared;

@@ -12,7 +12,7 @@ mod guarded;
 use common::{Bits, fill, tokens};
 use evenkeel_kernels::gemm::{
     Compute, Packed, View, Write, blend_gram, gemm, gemm_new, gemm_packed, gemm_serial, gemm_serial_packed,
-    gemm_shared, gemm_then,
+    gemm_shared, gemm_then, mirror,
 };
 use evenkeel_kernels::threads::Shared;
 use evenkeel_kernels::{
@@ -106,6 +106,7 @@ fn gram_matrices() {
                     let a = if across { View::new(a, k, n).t() } else { View::new(a, n, k) };
                     let c = arena.write(&c);
                     blend_gram(compute, a, c, 0.9, 0.1);
+                    mirror(c, n);
                     Bits::default().and(c)
                 });
             }

@@ -5,7 +5,7 @@ use crate::reference::{Expected, U, product_bound};
 use crate::{refuses, same_on_any_threads};
 use evenkeel_kernels::gemm::{
     Compute, Packed, View, Write, blend_gram, gemm, gemm_new, gemm_packed, gemm_serial, gemm_serial_packed,
-    gemm_shared, gemm_then,
+    gemm_shared, gemm_then, mirror,
 };
 use evenkeel_kernels::threads::Shared;
 use rayon::prelude::*;
@@ -396,6 +396,10 @@ fn a_blended_gram_matrix_keeps_the_stated_bound_and_is_an_ordinary_product() {
                 let what = format!("{compute:?}, {decay} and {weight}, (n, k) = {:?}", (n, k));
                 let mut got = start.clone();
                 blend_gram(compute, a.view(), &mut got, decay, weight);
+                let above =
+                    |x: &[f32]| (0..n).all(|i| x[i * n + i + 1..][..n - i - 1].iter().all(|v| v.is_nan()));
+                assert!(above(&got), "{what}: something was written above the diagonal");
+                mirror(&mut got, n);
                 for bound in &product.bounds[compute as usize] {
                     let mut want = bound.clone();
                     for ((value, error), &c) in want.value.iter_mut().zip(&mut want.error).zip(&before) {
@@ -430,6 +434,7 @@ fn nan_and_infinity_reach_their_row_and_column_of_a_gram_matrix_and_no_other() {
         let run = |a: &[f32], start: &[f32]| {
             let mut c = start.to_vec();
             blend_gram(compute, View::new(a, n, k), &mut c, decay, weight);
+            mirror(&mut c, n);
             c
         };
         let clean = run(&a, &start);
@@ -508,6 +513,7 @@ fn threads_change_no_bit() {
             same_on_any_threads("blend_gram", || {
                 let mut c = start.clone();
                 blend_gram(compute, View::new(&a, n, k), &mut c, 0.9, 0.1);
+                mirror(&mut c, n);
                 Bits::default().and(&c)
             });
         }
@@ -538,6 +544,7 @@ fn sizes_that_do_not_fit_are_refused() {
         gemm_serial(Compute::F32, v(4, 5), v(5, 4), &mut [0.0; 21], 6, Write::Replace);
     });
     refuses("a short Gram matrix", move || blend_gram(Compute::F32, v(4, 5), &mut [0.0; 15], 0.9, 0.1));
+    refuses("a matrix to mirror that is not square", || mirror(&mut [0.0; 8], 3));
     refuses("a long Gram matrix", move || blend_gram(Compute::F32, v(4, 5), &mut [0.0; 17], 0.9, 0.1));
     refuses("a Gram matrix of columns", move || blend_gram(Compute::F32, v(4, 5), &mut [0.0; 25], 0.9, 0.1));
     refuses("a Gram matrix of no rows", move || blend_gram(Compute::F32, v(0, 5), &mut [0.0; 1], 0.9, 0.1));

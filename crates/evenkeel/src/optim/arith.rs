@@ -7,7 +7,7 @@ use super::Side;
 use crate::slices::{is_fast, slice, tensor, with_slice_mut, with_slices_mut};
 use candle_core::{DType, Device, Result, Tensor};
 use evenkeel_kernels::factored;
-use evenkeel_kernels::gemm::{Compute, View, Write, blend_gram, gemm_new, gemm_serial};
+use evenkeel_kernels::gemm::{self, Compute, View, Write, blend_gram, gemm_new, gemm_serial};
 use evenkeel_kernels::optimizer as kernel;
 use evenkeel_kernels::xent::scale_in_place;
 
@@ -318,7 +318,8 @@ pub(super) fn matmul_serial(a: Factor, b: Factor) -> Result<Tensor> {
     tensor(c, (a.rows(), b.columns()))
 }
 
-/// A symmetric matrix ← decay · itself + weight · x xᵀ (left) or xᵀ x (right).
+/// The lower triangle of a symmetric matrix ← decay · itself + weight · x xᵀ (left) or xᵀ x (right). What lies above the
+/// diagonal means nothing afterwards.
 pub(super) fn blend_outer(gg: &Tensor, x: &Tensor, side: Side, decay: f64, weight: f64) -> Result<()> {
     if !is_fast(gg) {
         let t = x.t()?.contiguous()?;
@@ -337,6 +338,20 @@ pub(super) fn blend_outer(gg: &Tensor, x: &Tensor, side: Side, decay: f64, weigh
     };
     with_slice_mut(gg, |gg| {
         blend_gram(Compute::F32, view, gg, decay as f32, weight as f32);
+        Ok(())
+    })
+}
+
+/// Makes a matrix whose lower triangle is meant symmetric, in place.
+pub(super) fn mirror(x: &Tensor) -> Result<()> {
+    let n = x.dim(0)?;
+    if !is_fast(x) {
+        let lower = Tensor::tril2(n, x.dtype(), x.device())?;
+        let below = (&lower - Tensor::eye(n, x.dtype(), x.device())?)?;
+        return write(x, &((x * lower)? + (x * below)?.t()?)?);
+    }
+    with_slice_mut(x, |x| {
+        gemm::mirror(x, n);
         Ok(())
     })
 }

@@ -1,7 +1,7 @@
 //! Shampoo's eigenbases, and what SOAP and rotated AdaFactor do in them.
 //!
-//! For a matrix G (m × n): factors L = EMA of G Gᵀ and R = EMA of Gᵀ G, which start at zero, and their eigenvectors Q_L
-//! and Q_R. A call with gradient G:
+//! For a matrix G (m × n): factors L = EMA of G Gᵀ and R = EMA of Gᵀ G, which start at zero and are kept as lower triangles,
+//! and their eigenvectors Q_L and Q_R. A call with gradient G:
 //!
 //! ```text
 //! g' = Q_Lᵀ G Q_R                      with the bases of before this call

@@ -7,7 +7,7 @@ use super::arith::{Factor, blend_outer, matmul, matmul_serial, sum_squares};
 use super::{Side, arith};
 use candle_core::{DType, Device, Result, Tensor, bail};
 use faer::traits::RealField;
-use faer::{Mat, Par};
+use faer::{Mat, MatRef, Par};
 
 /// Eigenvectors as columns, by descending eigenvalue, and the eigenvalues.
 pub(super) struct Eigen {
@@ -15,7 +15,7 @@ pub(super) struct Eigen {
     pub(super) values: Vec<f64>,
 }
 
-/// Of a symmetric matrix; in float64 if float32 does not converge.
+/// Of a symmetric matrix, given by its lower triangle; in float64 if float32 does not converge.
 ///
 /// # Errors
 /// If it holds NaN or infinity, or does not converge.
@@ -41,7 +41,7 @@ fn decompose<T: Number>(symmetric: &Tensor, dtype: DType) -> Result<Option<Eigen
     faer::set_global_parallelism(Par::Seq);
     let d = symmetric.dim(0)?;
     let entries = rows_of::<T>(symmetric, dtype)?;
-    let Some(scale) = scale(&entries) else {
+    let Some(scale) = scale(&entries, d) else {
         bail!("a preconditioner is not finite; the gradients that made it were not either");
     };
     if scale == 0.0 {
@@ -54,17 +54,17 @@ fn decompose<T: Number>(symmetric: &Tensor, dtype: DType) -> Result<Option<Eigen
     let Ok(eigen) = matrix.self_adjoint_eigen(faer::Side::Lower) else { return Ok(None) };
     let (u, s) = (eigen.U(), eigen.S().column_vector());
     let values: Vec<f64> = (0..d).map(|i| s[d - 1 - i].into() * scale).collect();
-    let vectors = by_rows(d, |r, c| u[(r, d - 1 - c)]);
+    let vectors = by_rows(u, |c| d - 1 - c);
     if values.iter().any(|v| !v.is_finite()) || vectors.iter().any(|&v| !v.into().is_finite()) {
         return Ok(None);
     }
     Ok(Some(Eigen { vectors: like(vectors, d, symmetric)?, values }))
 }
 
-/// The largest magnitude; `None` if an entry is not finite.
-fn scale<T: Number>(entries: &[T]) -> Option<f64> {
-    let largest = |most: f64, v: &T| most.max((*v).into().abs());
-    entries.iter().all(|&v| v.into().is_finite()).then(|| entries.iter().fold(0.0, largest))
+/// The largest magnitude on and below the diagonal; `None` if an entry there is not finite.
+fn scale<T: Number>(entries: &[T], d: usize) -> Option<f64> {
+    let lower = entries.chunks_exact(d.max(1)).enumerate().flat_map(|(r, row)| &row[..=r]);
+    lower.map(|&v| v.into().abs()).try_fold(0.0f64, |most, v| v.is_finite().then(|| most.max(v)))
 }
 
 /// A number that faer and candle both know.
@@ -72,12 +72,36 @@ trait Number: RealField + Copy + Into<f64> + candle_core::WithDType {}
 impl Number for f32 {}
 impl Number for f64 {}
 
-fn by_rows<T>(d: usize, at: impl Fn(usize, usize) -> T) -> Vec<T> {
-    let mut entries = Vec::with_capacity(d * d);
-    for r in 0..d {
-        entries.extend((0..d).map(|c| at(r, c)));
+/// Lines that are copied side by side from one layout to the other: as many as fill a cache line.
+const LINES: usize = 16;
+
+/// A square matrix by rows, its columns in another order: column c is `column(c)` of `matrix`.
+fn by_rows<T: Number>(matrix: MatRef<T>, column: impl Fn(usize) -> usize) -> Vec<T> {
+    let d = matrix.nrows();
+    let mut rows = vec![T::zero_impl(); d * d];
+    for first in (0..d).step_by(LINES) {
+        let some = first..d.min(first + LINES);
+        for r in 0..d {
+            for c in some.clone() {
+                rows[r * d + c] = matrix[(r, column(c))];
+            }
+        }
     }
-    entries
+    rows
+}
+
+/// The same the other way: by columns, column c being `column(c)` of a matrix by rows.
+fn by_columns<T: Number>(rows: &[T], d: usize, column: impl Fn(usize) -> usize) -> Vec<T> {
+    let mut columns = vec![T::zero_impl(); d * d];
+    for first in (0..d).step_by(LINES) {
+        let some = first..d.min(first + LINES);
+        for c in 0..d {
+            for r in some.clone() {
+                columns[c * d + r] = rows[r * d + column(c)];
+            }
+        }
+    }
+    columns
 }
 
 /// A square matrix of the type and on the device of another.
@@ -94,12 +118,15 @@ pub(super) struct Refreshed {
     pub(super) order: Vec<u32>,
 }
 
-/// One power iteration and a QR decomposition, the columns sorted by estimated eigenvalue before it.
+/// One power iteration with a symmetric matrix, given by its lower triangle, and a QR decomposition, the columns sorted by estimated eigenvalue before it.
 ///
 /// # Errors
 /// If the result is not finite.
 pub(super) fn power_iteration(symmetric: &Tensor, basis: &Tensor) -> Result<Refreshed> {
-    let product = matmul_serial(Factor::As(symmetric), Factor::As(basis))?;
+    let whole = symmetric.copy()?;
+    arith::mirror(&whole)?;
+    let product = matmul_serial(Factor::As(&whole), Factor::As(basis))?;
+    drop(whole);
     match symmetric.dtype() {
         DType::F64 => orthogonalise::<f64>(&product, basis, DType::F64),
         _ => orthogonalise::<f32>(&product, basis, DType::F32),
@@ -119,10 +146,11 @@ fn orthogonalise<T: Number>(product: &Tensor, basis: &Tensor, dtype: DType) -> R
     drop(q);
     let mut order: Vec<u32> = (0..d as u32).collect();
     order.sort_by(|&a, &b| estimate[b as usize].total_cmp(&estimate[a as usize]));
-    let sorted = Mat::from_fn(d, d, |r, c| p[r * d + order[c] as usize]);
+    let sorted = by_columns(&p, d, |c| order[c] as usize);
     drop(p);
-    let q = sorted.qr().compute_thin_Q();
-    let vectors = by_rows(d, |r, c| q[(r, c)]);
+    let q = MatRef::from_column_major_slice(&sorted, d, d).qr().compute_thin_Q();
+    drop(sorted);
+    let vectors = by_rows(q.as_ref(), |c| c);
     if vectors.iter().any(|&v| !Into::<f64>::into(v).is_finite()) {
         bail!("a preconditioner basis is not finite; the gradients that made it were not either");
     }
@@ -178,9 +206,11 @@ pub(super) fn newton_schulz(x: &Tensor, steps: usize, eps: f64) -> Result<Tensor
     let gram = Tensor::zeros((n, n), x.dtype(), x.device())?;
     for _ in 0..steps {
         blend_outer(&gram, &x, Side::Left, 0.0, 1.0)?;
+        arith::mirror(&gram)?;
         // b A + c A²; A is symmetric, so A² = A Aᵀ.
         let polynomial = gram.copy()?;
         blend_outer(&polynomial, &gram, Side::Left, b, c)?;
+        arith::mirror(&polynomial)?;
         let moved = matmul(Factor::As(&polynomial), Factor::As(&x))?;
         arith::blend(&x, &moved, a, 1.0)?;
     }
