@@ -37,6 +37,9 @@ pub(super) fn eigen(symmetric: &Tensor) -> Result<Eigen> {
 }
 
 /// In one precision; `None` if it does not converge there.
+///
+/// Rows that are zero, words that a batch did not hold for instance, are left out: their eigenvectors are the unit vectors,
+/// and the iteration is slow to find out, or never does.
 fn decompose<T: Number>(symmetric: &Tensor, dtype: DType) -> Result<Option<Eigen>> {
     faer::set_global_parallelism(Par::Seq);
     let d = symmetric.dim(0)?;
@@ -44,17 +47,29 @@ fn decompose<T: Number>(symmetric: &Tensor, dtype: DType) -> Result<Option<Eigen
     let Some(scale) = scale(&entries, d) else {
         bail!("a preconditioner is not finite; the gradients that made it were not either");
     };
-    if scale == 0.0 {
+    // A sum of squares is zero only if all of its row is.
+    let (live, dead): (Vec<usize>, Vec<usize>) = (0..d).partition(|&i| entries[i * d + i].into() != 0.0);
+    if live.is_empty() {
         let vectors = Tensor::eye(d, symmetric.dtype(), symmetric.device())?;
         return Ok(Some(Eigen { vectors, values: vec![0.0; d] }));
     }
     // Factors of small gradients are tiny: at their own scale the squares inside the iteration would underflow.
-    let matrix = Mat::from_fn(d, d, |i, j| T::from_f64(entries[i * d + j].into() / scale));
+    let at = |i: usize, j: usize| T::from_f64(entries[live[i.max(j)] * d + live[i.min(j)]].into() / scale);
+    let matrix = Mat::from_fn(live.len(), live.len(), at);
     drop(entries);
     let Ok(eigen) = matrix.self_adjoint_eigen(faer::Side::Lower) else { return Ok(None) };
     let (u, s) = (eigen.U(), eigen.S().column_vector());
-    let values: Vec<f64> = (0..d).map(|i| s[d - 1 - i].into() * scale).collect();
-    let vectors = by_rows(u, |c| d - 1 - c);
+    let value = |i: usize| if i < live.len() { s[i].into() * scale } else { 0.0 };
+    let mut order: Vec<usize> = (0..d).collect();
+    order.sort_by(|&a, &b| value(b).total_cmp(&value(a)));
+    let mut vectors = vec![T::zero_impl(); d * d];
+    for (c, &from) in order.iter().enumerate() {
+        match from.checked_sub(live.len()) {
+            Some(i) => vectors[dead[i] * d + c] = T::one_impl(),
+            None => live.iter().enumerate().for_each(|(r, &row)| vectors[row * d + c] = u[(r, from)]),
+        }
+    }
+    let values: Vec<f64> = order.into_iter().map(value).collect();
     if values.iter().any(|v| !v.is_finite()) || vectors.iter().any(|&v| !v.into().is_finite()) {
         return Ok(None);
     }

@@ -410,6 +410,12 @@ fn bases_of_factors_that_are_hard() {
         let off = total(&(identity - Tensor::eye(n, DType::F32, &Device::Cpu).unwrap()).unwrap()).sqrt();
         assert!(off < 1e-3, "{scale:e}: orthogonal to {off:.1e}");
         assert!(found.values.windows(2).all(|w| w[0] >= w[1]), "{scale:e}");
+        // What no gradient reached is left alone: its eigenvectors are unit vectors, exactly.
+        let rows = q.to_vec2::<f32>().unwrap();
+        for row in rows.iter().enumerate().filter(|(i, _)| i % 7 != 0).map(|(_, row)| row) {
+            let ones = row.iter().filter(|&&v| v == 1.0).count();
+            assert!(ones == 1 && row.iter().filter(|&&v| v == 0.0).count() == n - 1, "{scale:e}");
+        }
         // The trace is kept.
         let want = 0.05 * total(&g);
         let sum: f64 = found.values.iter().sum();
