@@ -68,10 +68,10 @@ fn replay(args: &Args) -> Result<String, Refusal> {
     let mut skips = optim::skip::SkipState::default();
     let mut out = BTreeMap::new();
     for (step, gradients) in trace.gradients.iter().enumerate() {
-        optim::clip_value(gradients, config.clip_value)?;
         let norm = optim::global_norm(gradients)?;
-        optim::clip(gradients, norm, config.clip_norm)?;
         if config.skip_rule().judge(&mut skips, 0.0, norm).is_none() {
+            optim::clip_value(gradients, config.clip_value)?;
+            optim::clip(gradients, optim::global_norm(gradients)?, config.clip_norm)?;
             let parts = trace.parameters.iter().zip(gradients).zip(&mut states);
             let mut slots: Vec<Slot> = parts
                 .map(|(((_, parameter), gradient), state)| Slot {

@@ -106,6 +106,21 @@ fn groups_choose_optimisers_and_the_state_says_which() {
     assert!(keys("blocks.0.attn.q.weight").contains(&"q_left"));
     let resolved = sandbox.read("run/resolved.toml");
     assert!(resolved.contains("beta1 = 0.5") && !resolved.contains("momentum"), "{resolved}");
+    // A file that `config show` wrote takes groups below it; a group's SOAP has the limits of a run's.
+    let shown = sandbox.ok(&["config", "show", "op", "--set", "data.path=data"]);
+    sandbox.write("shown.toml", shown + "\n[[optim.group]]\nmatch = [\"head.*\"]\noptimizer = \"soap\"\n");
+    sandbox.ok(&["config", "check", "shown.toml"]);
+    sandbox.ok(&[
+        "train",
+        "shown.toml",
+        "--out",
+        "shown",
+        "--set",
+        "train.steps=1",
+        "--set",
+        "model.depth=1",
+    ]);
+    assert!(sandbox.read("shown/resolved.toml").contains("max_precond_dim = 2048"));
     // What was resolved says the same again.
     sandbox.ok(&["config", "check", "run/resolved.toml"]);
     let other =

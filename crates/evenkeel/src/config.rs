@@ -94,7 +94,7 @@ pub enum ConfigError {
     },
     /// A file that spells one optimiser's settings out, with another set from outside.
     #[error(
-        "optim.name cannot be set to \"{set}\": the file is for \"{given}\" and sets {keys}, which would stay"
+        "optim.name cannot be set to \"{set}\": the file is for {given} and sets {keys}, which would stay"
     )]
     Optimizer {
         /// The file's.
@@ -309,6 +309,9 @@ impl RunConfig {
         let defaults = Self::defaults(&preset, optimizer)?;
         let mut table = to_table(&defaults)?;
         table.insert("alarm".into(), Value::Array(Vec::new()));
+        if let Some(Value::Table(optim)) = table.get_mut("optim") {
+            optim.insert("group".into(), Value::Array(Vec::new()));
+        }
         overlay(&mut table, user, "")?;
         if let Some(Value::Array(alarms)) = table.get_mut("alarm") {
             *alarms = telemetry::complete_alarms(std::mem::take(alarms))?;

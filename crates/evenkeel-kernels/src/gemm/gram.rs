@@ -4,6 +4,10 @@ use super::scratch::Scratch;
 use super::{Compute, Packed, Shared, View, Write, gemm_shared_packed, size};
 use rayon::prelude::*;
 
+/// Up to this many rows blocks are 48 high, above it 96: low, so that little is multiplied above the diagonal, and as high as
+/// makes a panel worth fetching. Neither 96 and 192 nor 192 alone was faster.
+const NARROW: usize = 768;
+
 /// Side of the squares in which a triangle is copied to the other: two of them stay in L1.
 const SQUARE: usize = 32;
 
@@ -19,8 +23,8 @@ pub fn blend_gram(compute: Compute, a: View, c: &mut [f32], decay: f32, weight: 
         return;
     }
     let packed = Packed::new(compute, a.t());
-    // Low blocks, so that little is multiplied above the diagonal; the longest first, so that threads end together.
-    let high = if n <= 768 { 48 } else { 96 };
+    // The longest first, so that threads end together.
+    let high = if n <= NARROW { 48 } else { 96 };
     let blocks = n.div_ceil(high);
     let shared = Shared::new(c);
     (0..blocks).into_par_iter().rev().with_max_len(1).for_each(|block| {
@@ -55,17 +59,30 @@ pub fn mirror(c: &mut [f32], n: usize) {
     assert_eq!(c.len(), size(n, n), "the matrix must be n * n long");
     let shared = Shared::new(c);
     let squares = n.div_ceil(SQUARE);
-    (0..squares).into_par_iter().rev().with_max_len(1).for_each(|below| {
-        for beside in 0..=below {
-            for row in below * SQUARE..n.min((below + 1) * SQUARE) {
-                for column in beside * SQUARE..row.min((beside + 1) * SQUARE) {
-                    // SAFETY: reads lie below the diagonal, where nothing writes; the element above it has one mirror
-                    // image, so one writer.
-                    unsafe { *shared.at(column * n + row) = *shared.at(row * n + column) };
-                }
+    (0..squares).into_par_iter().rev().with_max_len(1).for_each(|below| mirror_squares(&shared, n, below));
+}
+
+/// As [`mirror`] on the calling thread, for callers that are already parallel.
+///
+/// # Panics
+/// As [`mirror`].
+pub fn mirror_serial(c: &mut [f32], n: usize) {
+    assert_eq!(c.len(), size(n, n), "the matrix must be n * n long");
+    let shared = Shared::new(c);
+    (0..n.div_ceil(SQUARE)).for_each(|below| mirror_squares(&shared, n, below));
+}
+
+/// One row of squares below the diagonal, to its place above.
+fn mirror_squares(c: &Shared<'_, f32>, n: usize, below: usize) {
+    for beside in 0..=below {
+        for row in below * SQUARE..n.min((below + 1) * SQUARE) {
+            for column in beside * SQUARE..row.min((beside + 1) * SQUARE) {
+                // SAFETY: reads lie below the diagonal, where nothing writes; the element above it has one mirror
+                // image, so one writer.
+                unsafe { *c.at(column * n + row) = *c.at(row * n + column) };
             }
         }
-    });
+    }
 }
 
 #[cfg(test)]
@@ -83,7 +100,10 @@ mod tests {
                 let above =
                     |c: &[f32]| (0..n).map(|i| c[i * n + i + 1..][..n - i - 1].to_vec()).collect::<Vec<_>>();
                 assert_eq!(above(&c), above(&start));
+                let mut again = c.clone();
+                mirror_serial(&mut again, n);
                 mirror(&mut c, n);
+                assert_eq!(again, c);
                 let entry =
                     |i: usize, l: usize| f64::from(view.data[i * view.row_stride + l * view.column_stride]);
                 let at = |i: usize, j: usize| (0..k).map(|l| entry(i, l) * entry(j, l)).sum::<f64>();

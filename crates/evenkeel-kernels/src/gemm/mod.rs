@@ -27,7 +27,7 @@ mod pack;
 mod portable;
 mod scratch;
 
-pub use gram::{blend_gram, mirror};
+pub use gram::{blend_gram, mirror, mirror_serial};
 
 use crate::isa;
 use crate::threads::Shared;

@@ -12,7 +12,7 @@ mod guarded;
 use common::{Bits, fill, tokens};
 use evenkeel_kernels::gemm::{
     Compute, Packed, View, Write, blend_gram, gemm, gemm_new, gemm_packed, gemm_serial, gemm_serial_packed,
-    gemm_shared, gemm_then, mirror,
+    gemm_shared, gemm_then, mirror, mirror_serial,
 };
 use evenkeel_kernels::threads::Shared;
 use evenkeel_kernels::{
@@ -107,6 +107,7 @@ fn gram_matrices() {
                     let c = arena.write(&c);
                     blend_gram(compute, a, c, 0.9, 0.1);
                     mirror(c, n);
+                    mirror_serial(c, n);
                     Bits::default().and(c)
                 });
             }

@@ -41,8 +41,8 @@ pub(super) fn resolve_aliases(
     Ok(())
 }
 
-/// Keys of `[optim]` that mean the same for every optimiser.
-const COMMON: [&str; 16] = [
+/// Keys of `[optim]` that mean the same for every optimiser that has them.
+const COMMON: [&str; 15] = [
     "name",
     "lr_peak",
     "schedule",
@@ -57,44 +57,48 @@ const COMMON: [&str; 16] = [
     "skip_spike_factor",
     "skip_patience_steps",
     "group",
-    "momentum",
     "max_precond_dim",
 ];
 
 /// Applies overrides to a file: the optimiser is settled first, since it decides what keys mean. One that is set from
 /// outside over a file that spells another's settings out is refused: it would run with those.
 pub(super) fn apply(user: &mut Table, overrides: &[Override]) -> Result<OptimizerName, ConfigError> {
-    let in_file = user.get("optim").and_then(|o| o.get("name")).cloned();
-    let set = overrides.iter().rev().find(|o| o.key == "optim.name").map(|o| &o.value);
-    let given = name_of(in_file.as_ref(), "optim.name");
-    let optimizer = match set {
-        Some(set) => name_of(Some(set), "optim.name")?,
-        None => given?,
-    };
+    let named = |table: &Table| name_of(table.get("optim").and_then(|o| o.get("name")), "optim.name");
+    let mut both = user.clone();
+    for o in overrides {
+        o.apply(&mut both)?;
+    }
+    let (given, optimizer) = (named(user).ok(), named(&both)?);
     if let Some(Value::Table(table)) = user.get_mut("optim") {
-        resolve_aliases(table, optimizer, "optim")?;
-        let own: Vec<&str> = table.keys().map(String::as_str).filter(|k| !COMMON.contains(k)).collect();
-        let other = name_of(in_file.as_ref(), "optim.name").is_ok_and(|given| given != optimizer);
-        if other && !own.is_empty() {
-            let (shown, more) =
-                (own[..own.len().min(3)].join(", "), if own.len() > 3 { ", ..." } else { "" });
-            return Err(ConfigError::Optimizer {
-                given: name_of(in_file.as_ref(), "optim.name").map_or("", OptimizerName::name).to_string(),
-                set: optimizer.name().to_string(),
-                keys: format!("{shown}{more}"),
-            });
+        if let Some(given) = given.filter(|given| *given != optimizer) {
+            refuse_settings_of(given, optimizer, table)?;
         }
+        resolve_aliases(table, optimizer, "optim")?;
     }
     for o in overrides {
         let mut own = o.clone();
-        if let Some(key) = o.key.strip_prefix("optim.")
-            && let Some(known) = optimizer.alias(key)
-        {
-            own.key = format!("optim.{known}");
+        match (o.key.strip_prefix("optim.").and_then(|key| optimizer.alias(key)), &mut own.value) {
+            (Some(known), _) => own.key = format!("optim.{known}"),
+            (None, Value::Table(table)) if o.key == "optim" => resolve_aliases(table, optimizer, "optim")?,
+            _ => {}
         }
         own.apply(user)?;
     }
     Ok(optimizer)
+}
+
+fn refuse_settings_of(given: OptimizerName, set: OptimizerName, table: &Table) -> Result<(), ConfigError> {
+    let own: Vec<&str> = table.keys().map(String::as_str).filter(|k| !COMMON.contains(k)).collect();
+    if own.is_empty() {
+        return Ok(());
+    }
+    let more = if own.len() > 3 { ", ..." } else { "" };
+    let by_default = if table.contains_key("name") { "" } else { ", the default," };
+    Err(ConfigError::Optimizer {
+        given: format!("\"{}\"{by_default}", given.name()),
+        set: set.name().to_string(),
+        keys: format!("{}{more}", own[..own.len().min(3)].join(", ")),
+    })
 }
 
 /// The user's `[[optim.group]]` tables with their optimisers written out.
@@ -110,7 +114,7 @@ pub(super) fn complete_groups(groups: Vec<Value>) -> Result<Vec<Value>, ConfigEr
         };
         let name = name_of(given.get("name"), &path)?;
         resolve_aliases(&mut given, name, &path)?;
-        let written = Value::try_from(Rule::defaults(name));
+        let written = Value::try_from(Rule::for_training(name));
         let Ok(Value::Table(mut full)) = written else {
             return Err(ConfigError::Value { problem: format!("`{path}` cannot be written out") });
         };
@@ -199,7 +203,7 @@ fn validate_rule(rule: &Rule, path: &str) -> Result<(), ConfigError> {
                 ((0.0..1.0).contains(v), "be at least 0 and below 1")
             }
             ("shampoo_beta", Value::Float(v)) => (*v < 1.0, "be below 1 (a negative value means beta2)"),
-            ("exponent", Value::Float(v)) => (*v > 0.0 && *v <= 1.0, "be above 0 and at most 1"),
+            ("exponent", Value::Float(v)) => (*v > 0.0 && *v <= 0.5, "be above 0 and at most 0.5"),
             ("newton_schulz_steps", Value::Integer(v)) => ((1..=100).contains(v), "lie between 1 and 100"),
             (_, Value::Float(v)) => (v.is_finite() && *v >= 0.0, "be a number of at least 0"),
             _ => continue,

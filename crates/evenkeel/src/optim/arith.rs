@@ -342,16 +342,24 @@ pub(super) fn blend_outer(gg: &Tensor, x: &Tensor, side: Side, decay: f64, weigh
     })
 }
 
-/// Makes a matrix whose lower triangle is meant symmetric, in place.
+/// Makes a matrix of which the lower triangle is meant symmetric, in place.
 pub(super) fn mirror(x: &Tensor) -> Result<()> {
+    mirror_by(x, gemm::mirror)
+}
+
+/// The same on the calling thread, for tasks that run side by side.
+pub(super) fn mirror_serial(x: &Tensor) -> Result<()> {
+    mirror_by(x, gemm::mirror_serial)
+}
+
+fn mirror_by(x: &Tensor, kernel: fn(&mut [f32], usize)) -> Result<()> {
     let n = x.dim(0)?;
     if !is_fast(x) {
-        let lower = Tensor::tril2(n, x.dtype(), x.device())?;
-        let below = (&lower - Tensor::eye(n, x.dtype(), x.device())?)?;
-        return write(x, &((x * lower)? + (x * below)?.t()?)?);
+        let lower = Tensor::tril2(n, DType::U8, x.device())?;
+        return write(x, &lower.where_cond(x, &x.t()?.contiguous()?)?);
     }
     with_slice_mut(x, |x| {
-        gemm::mirror(x, n);
+        kernel(x, n);
         Ok(())
     })
 }

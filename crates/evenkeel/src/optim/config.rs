@@ -93,7 +93,7 @@ pub enum Rule {
 }
 
 impl Rule {
-    /// The defaults of an optimiser.
+    /// The defaults of an optimiser, those of its published reference where it has one.
     pub fn defaults(name: OptimizerName) -> Self {
         match name {
             OptimizerName::Adamw => Self::Adamw(AdamW::default()),
@@ -105,6 +105,19 @@ impl Rule {
             OptimizerName::Soap => Self::Soap(Soap::default()),
             OptimizerName::Muon => Self::Muon(Muon::default()),
         }
+    }
+
+    /// The defaults of a run: `max_precond_dim` is 2048, which leaves the vocabulary side of embedding and head alone, as the
+    /// references' 10000 does for vocabularies above it.
+    pub fn for_training(name: OptimizerName) -> Self {
+        let mut rule = Self::defaults(name);
+        match &mut rule {
+            Self::Soap(soap) => soap.basis.max_precond_dim = 2048,
+            Self::RotatedAdafactor(rotated) => rotated.basis.max_precond_dim = 2048,
+            Self::Shampoo(shampoo) => shampoo.max_precond_dim = 2048,
+            _ => {}
+        }
+        rule
     }
 
     /// Which optimiser.
@@ -166,24 +179,17 @@ pub struct OptimConfig {
     pub skip_spike_factor: f64,
     /// Steps in a row that may be left out.
     pub skip_patience_steps: u64,
-    /// Exceptions by parameter name.
-    #[serde(default)]
+    /// Exceptions by parameter name. In files: `[[optim.group]]`.
+    // Left out where there are none: below `group = []` a file could not have an [[optim.group]].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub group: Vec<GroupConfig>,
 }
 
 impl OptimConfig {
     /// The defaults of an optimiser.
     pub fn defaults(name: OptimizerName) -> Self {
-        let mut rule = Rule::defaults(name);
-        // Leaves the vocabulary side of embedding and head alone, as the references' 10000 does for vocabularies above it.
-        match &mut rule {
-            Rule::Soap(soap) => soap.basis.max_precond_dim = 2048,
-            Rule::RotatedAdafactor(rotated) => rotated.basis.max_precond_dim = 2048,
-            Rule::Shampoo(shampoo) => shampoo.max_precond_dim = 2048,
-            _ => {}
-        }
         Self {
-            rule,
+            rule: Rule::for_training(name),
             lr_peak: match name {
                 OptimizerName::Adamw | OptimizerName::Adafactor => 1e-3,
                 OptimizerName::AdafactorTorch => 1e-2,

@@ -1,6 +1,7 @@
 //! Shampoo's eigenbases, and what SOAP and rotated AdaFactor do in them.
 //!
-//! For a matrix G (m × n): factors L = EMA of G Gᵀ and R = EMA of Gᵀ G, which start at zero and are kept as lower triangles,
+//! For a matrix G (m × n): factors L = EMA of G Gᵀ and R = EMA of Gᵀ G, which start at zero and of
+//! whose d × d tensors the upper triangle means nothing,
 //! and their eigenvectors Q_L and Q_R. A call with gradient G:
 //!
 //! ```text
@@ -13,7 +14,7 @@
 //! ```
 //!
 //! The first call makes the factors, takes the bases by eigendecomposition and moves nothing, not even by decay; n stays 0.
-//! What is no matrix has no basis (a vector may, `precondition_1d`). This follows the published reference implementation of SOAP (Vyas et al., arXiv 2409.11321); where other
+//! Vectors have no basis unless `precondition_1d` is set, and what has more than two axes has none. This follows the published reference implementation of SOAP (Vyas et al., arXiv 2409.11321); where other
 //! implementations differ there is a key.
 
 use super::arith::{Factor, blend_outer, matmul, step_then_decay};
@@ -30,7 +31,7 @@ pub struct Eigenbasis {
     pub shampoo_beta: f64,
     /// Calls between refreshes of the bases; 0 means never.
     pub precondition_frequency: u64,
-    /// A side longer than this keeps the identity.
+    /// A side longer than this keeps the identity. 10000 as in the reference; a run's default is 2048.
     pub max_precond_dim: usize,
     /// Only the shorter side (rows, if both are equal) has a basis; the other keeps the identity.
     pub one_sided: bool,

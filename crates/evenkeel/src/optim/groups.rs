@@ -150,8 +150,7 @@ impl Groups {
         Ok(groups)
     }
 
-    /// Gives the parameters whose rule wants it phases, the costliest first and each to the step with least to do. All
-    /// ranks that know the whole model come to the same result, whichever parameters are theirs.
+    /// Gives the parameters whose rule wants it phases, the costliest first and each to the step with least to do.
     fn spread(&mut self) {
         let wants = |i: usize| self.rule(i).periodic(&self.shapes[i]).map(|p| (i, p));
         let mut work: Vec<_> = (0..self.members.len()).filter_map(wants).collect();
@@ -215,7 +214,7 @@ impl Groups {
     /// What is wrong with a state that was read for parameter `index`: a tensor that its rule does not have, has in
     /// another shape, or misses. `None` if it fits, or is that of a parameter which was never moved.
     pub fn misfit(&self, index: usize, state: &State) -> Option<String> {
-        if state.tensors.is_empty() {
+        if state.tensors.is_empty() && state.steps == 0 {
             return None;
         }
         let known = self.rule(index).state(&self.shapes[index]);

@@ -38,17 +38,18 @@ pub(super) fn eigen(symmetric: &Tensor) -> Result<Eigen> {
 
 /// In one precision; `None` if it does not converge there.
 ///
-/// Rows that are zero, words that a batch did not hold for instance, are left out: their eigenvectors are the unit vectors,
-/// and the iteration is slow to find out, or never does.
+/// Rows that are zero next to the largest, words that no batch held for instance, are left out: their eigenvectors are the
+/// unit vectors, and the iteration is slow to find out, or never does. That changes the matrix by less than rounding: an
+/// entry is at most the root of the product of its two on the diagonal.
 fn decompose<T: Number>(symmetric: &Tensor, dtype: DType) -> Result<Option<Eigen>> {
     faer::set_global_parallelism(Par::Seq);
     let d = symmetric.dim(0)?;
     let entries = rows_of::<T>(symmetric, dtype)?;
-    let Some(scale) = scale(&entries, d) else {
+    let Some(scale) = largest(&entries, d) else {
         bail!("a preconditioner is not finite; the gradients that made it were not either");
     };
-    // A sum of squares is zero only if all of its row is.
-    let (live, dead): (Vec<usize>, Vec<usize>) = (0..d).partition(|&i| entries[i * d + i].into() != 0.0);
+    let least = scale * T::EPSILON * T::EPSILON;
+    let (live, dead): (Vec<usize>, Vec<usize>) = (0..d).partition(|&i| entries[i * d + i].into() > least);
     if live.is_empty() {
         let vectors = Tensor::eye(d, symmetric.dtype(), symmetric.device())?;
         return Ok(Some(Eigen { vectors, values: vec![0.0; d] }));
@@ -77,35 +78,42 @@ fn decompose<T: Number>(symmetric: &Tensor, dtype: DType) -> Result<Option<Eigen
 }
 
 /// The largest magnitude on and below the diagonal; `None` if an entry there is not finite.
-fn scale<T: Number>(entries: &[T], d: usize) -> Option<f64> {
+fn largest<T: Number>(entries: &[T], d: usize) -> Option<f64> {
     let lower = entries.chunks_exact(d.max(1)).enumerate().flat_map(|(r, row)| &row[..=r]);
     lower.map(|&v| v.into().abs()).try_fold(0.0f64, |most, v| v.is_finite().then(|| most.max(v)))
 }
 
 /// A number that faer and candle both know.
-trait Number: RealField + Copy + Into<f64> + candle_core::WithDType {}
-impl Number for f32 {}
-impl Number for f64 {}
+trait Number: RealField + Copy + Into<f64> + candle_core::WithDType {
+    /// Distance from 1 to the next larger number.
+    const EPSILON: f64;
+}
+impl Number for f32 {
+    const EPSILON: f64 = f32::EPSILON as f64;
+}
+impl Number for f64 {
+    const EPSILON: f64 = f64::EPSILON;
+}
 
 /// Lines that are copied side by side from one layout to the other: as many as fill a cache line.
 const LINES: usize = 16;
 
-/// A square matrix by rows, its columns in another order: column c is `column(c)` of `matrix`.
-fn by_rows<T: Number>(matrix: MatRef<T>, column: impl Fn(usize) -> usize) -> Vec<T> {
+/// A square matrix by rows.
+fn by_rows<T: Number>(matrix: MatRef<T>) -> Vec<T> {
     let d = matrix.nrows();
     let mut rows = vec![T::zero_impl(); d * d];
     for first in (0..d).step_by(LINES) {
         let some = first..d.min(first + LINES);
         for r in 0..d {
             for c in some.clone() {
-                rows[r * d + c] = matrix[(r, column(c))];
+                rows[r * d + c] = matrix[(r, c)];
             }
         }
     }
     rows
 }
 
-/// The same the other way: by columns, column c being `column(c)` of a matrix by rows.
+/// The other way: a matrix by columns, column c being `column(c)` of a matrix by rows.
 fn by_columns<T: Number>(rows: &[T], d: usize, column: impl Fn(usize) -> usize) -> Vec<T> {
     let mut columns = vec![T::zero_impl(); d * d];
     for first in (0..d).step_by(LINES) {
@@ -139,7 +147,7 @@ pub(super) struct Refreshed {
 /// If the result is not finite.
 pub(super) fn power_iteration(symmetric: &Tensor, basis: &Tensor) -> Result<Refreshed> {
     let whole = symmetric.copy()?;
-    arith::mirror(&whole)?;
+    arith::mirror_serial(&whole)?;
     let product = matmul_serial(Factor::As(&whole), Factor::As(basis))?;
     drop(whole);
     match symmetric.dtype() {
@@ -165,7 +173,7 @@ fn orthogonalise<T: Number>(product: &Tensor, basis: &Tensor, dtype: DType) -> R
     drop(p);
     let q = MatRef::from_column_major_slice(&sorted, d, d).qr().compute_thin_Q();
     drop(sorted);
-    let vectors = by_rows(q.as_ref(), |c| c);
+    let vectors = by_rows(q.as_ref());
     if vectors.iter().any(|&v| !Into::<f64>::into(v).is_finite()) {
         bail!("a preconditioner basis is not finite; the gradients that made it were not either");
     }

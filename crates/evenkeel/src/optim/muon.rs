@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! M ← β1 M + (1-β1) G         U = (1-β1) G + β1 M with `nesterov`, else M
-//! O = five Newton-Schulz steps on U / max(‖U‖, ε), which takes its singular values to about 1
+//! O = `newton_schulz_steps` (five) Newton-Schulz steps on U / max(‖U‖, ε), which takes its singular values to about 1
 //! p ← p (1 - lr·wd) - lr · scale · O
 //! ```
 //!

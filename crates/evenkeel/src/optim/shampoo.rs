@@ -13,7 +13,7 @@
 //! The roots are made at the first step and at every `precondition_frequency`-th, after L and R took the gradient. A side
 //! longer than `max_precond_dim` keeps the identity; what has no factor at all (vectors) is AdamW. Eigenvalues below zero
 //! are rounding and count as zero; no direction is raised by more than 1e15 above another, and with `ridge` = 0 one whose
-//! eigenvalue is zero is not raised at all.
+//! eigenvalue is zero is left out of the update.
 //!
 //! Defaults: p = `exponent` = 1/4 (1/2 is the other published choice), β = (0.95, 0.95), `shampoo_beta` = β2, grafting on.
 //! State of an m × n matrix: 2mn + 2m² + 2n² + m + n numbers (one mn less without grafting).
@@ -51,7 +51,7 @@ pub struct Shampoo {
     pub shampoo_beta: f64,
     /// Added to the corrected root of the second moment that grafting uses.
     pub eps: f64,
-    /// p: 0.25 or 0.5, or any number above 0 and at most 1.
+    /// p: 0.25 or 0.5, or any number between 0 and 0.5.
     pub exponent: f64,
     /// ε over the largest eigenvalue.
     pub ridge: f64,
@@ -59,7 +59,7 @@ pub struct Shampoo {
     pub graft: bool,
     /// Steps between roots; 0 means that the first ones are kept.
     pub precondition_frequency: u64,
-    /// A side longer than this keeps the identity.
+    /// A side longer than this keeps the identity. A run's default is 2048.
     pub max_precond_dim: usize,
     /// Roots of different parameters fall on different steps, evenly, so that no single step is slow.
     pub spread_refresh: bool,

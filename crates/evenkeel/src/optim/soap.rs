@@ -13,7 +13,7 @@
 //! their decay follows the step as well. All of this follows the published reference implementation.
 //!
 //! Defaults: β = (0.95, 0.95), ε = 1e-8, and those of [`Eigenbasis`]. State of an m × n matrix: 2mn + 2m² + 2n² + m + n
-//! numbers, 10.5 times the weight at 768 × 3072; with `factorised` one mn less, with `one_sided` without the longer side's
+//! numbers, 10.5 times the weight at 768 × 3072 where both sides have a basis; with `factorised` one mn less, with `one_sided` without the longer side's
 //! square.
 //!
 //! ```

@@ -108,10 +108,9 @@ pub(super) fn check_same(dir: &RunDir, config: &RunConfig, model: &Transformer) 
     };
     let Ok(text) = std::fs::read_to_string(dir.resolved()) else { return same_model() };
     // Read as a configuration, so that a key which did not exist when the run began has its default.
-    let old = text.parse::<toml::Table>().ok().and_then(|table| RunConfig::from_table(table, &[]).ok());
-    let Some(old) = old.map(|old| old.to_toml()).transpose()? else {
-        return Err(other("its resolved.toml cannot be read".into()).into());
-    };
+    let unreadable = |why: String| other(format!("its resolved.toml cannot be read: {why}"));
+    let old = text.parse::<toml::Table>().map_err(|e| unreadable(e.message().to_string()))?;
+    let old = RunConfig::from_table(old, &[]).map_err(|e| unreadable(e.to_string()))?.to_toml()?;
     let (Ok(old), Ok(new)) = (old.parse::<toml::Table>(), config.to_toml()?.parse::<toml::Table>()) else {
         return same_model();
     };
