@@ -1,8 +1,7 @@
 //! Shampoo's eigenbases, and what SOAP and rotated AdaFactor do in them.
 //!
-//! For a matrix G (m × n): factors L = EMA of G Gᵀ and R = EMA of Gᵀ G, which start at zero and of
-//! whose d × d tensors the upper triangle means nothing,
-//! and their eigenvectors Q_L and Q_R. A call with gradient G:
+//! For a matrix G (m × n): factors L = EMA of G Gᵀ and R = EMA of Gᵀ G, which start at zero, and their eigenvectors Q_L
+//! and Q_R. Factors are symmetric; in the state only their lower triangle is kept up. A call with gradient G:
 //!
 //! ```text
 //! g' = Q_Lᵀ G Q_R                      with the bases of before this call
@@ -14,8 +13,9 @@
 //! ```
 //!
 //! The first call makes the factors, takes the bases by eigendecomposition and moves nothing, not even by decay; n stays 0.
-//! Vectors have no basis unless `precondition_1d` is set, and what has more than two axes has none. This follows the published reference implementation of SOAP (Vyas et al., arXiv 2409.11321); where other
-//! implementations differ there is a key.
+//! Vectors have no basis unless `precondition_1d` is set, and what has more than two axes has none. This follows the
+//! published reference implementation of SOAP (Vyas et al., arXiv 2409.11321); where other implementations differ there is
+//! a key.
 
 use super::arith::{Factor, blend_outer, matmul, step_then_decay};
 use super::linalg::{eigen, power_iteration};

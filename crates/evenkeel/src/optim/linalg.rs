@@ -141,7 +141,8 @@ pub(super) struct Refreshed {
     pub(super) order: Vec<u32>,
 }
 
-/// One power iteration with a symmetric matrix, given by its lower triangle, and a QR decomposition, the columns sorted by estimated eigenvalue before it.
+/// One power iteration with a symmetric matrix, given by its lower triangle, and a QR decomposition, the columns sorted
+/// by estimated eigenvalue before it.
 ///
 /// # Errors
 /// If the result is not finite.
