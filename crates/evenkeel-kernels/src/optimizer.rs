@@ -158,22 +158,6 @@ multiversion! {
     }
 }
 
-/// `m = β1 m + weight · u` and `p = p · keep - step · m`: momentum on an update that is already scaled, decay before it.
-///
-/// # Panics
-/// If lengths differ.
-pub fn momentum_step(p: &mut [f32], u: &[f32], m: &mut [f32], beta1: f32, weight: f32, step: f32, keep: f32) {
-    sgd(p, u, m, Sgd { momentum: beta1, take: weight, nesterov: None, penalty: 0.0, lr: step, keep });
-}
-
-/// `p = p · keep - step · u`: the decay first, the step after it, as AdamW does.
-///
-/// # Panics
-/// If lengths differ.
-pub fn decay_then_step(p: &mut [f32], u: &[f32], step: f32, keep: f32) {
-    blend(p, u, keep, -step);
-}
-
 /// `p = (p - step · u) · keep`: the step first, the decay after it, as SOAP's reference does.
 ///
 /// # Panics
@@ -215,23 +199,7 @@ pub fn blend(y: &mut [f32], x: &[f32], decay: f32, weight: f32) {
 
 /// Σ x² in float64, lanes and pieces added in a fixed order. NaN or infinite if any entry is.
 pub fn sum_squares(x: &[f32]) -> f64 {
-    let parts: Vec<f64> = x.par_chunks(4096).map(square_piece).collect();
-    parts.iter().sum()
-}
-
-multiversion! {
-    fn square_piece(x: &[f32]) -> f64 {
-        let mut lanes = [0.0f64; 8];
-        let chunks = x.chunks_exact(8);
-        let rest = chunks.remainder();
-        for chunk in chunks {
-            for l in 0..8 {
-                let v = chunk[l] as f64;
-                lanes[l] += v * v;
-            }
-        }
-        lanes.iter().sum::<f64>() + rest.iter().map(|&v| v as f64 * v as f64).sum::<f64>()
-    }
+    dot(x, x)
 }
 
 /// Σ (a - b)², as [`sum_squares`].

@@ -4,8 +4,8 @@ use crate::common::{Bits, fill};
 use crate::reference::{Expected, U};
 use crate::{LENGTHS, refuses, same_on_any_threads};
 use evenkeel_kernels::optimizer::{
-    AdamW, Betas, Sgd, adam_direction, adamw, add_scaled, blend, decay_then_step, dot, momentum_step, sgd,
-    step_then_decay, sum_squared_differences, sum_squares,
+    AdamW, Betas, Sgd, adam_direction, adamw, add_scaled, blend, dot, sgd, step_then_decay,
+    sum_squared_differences, sum_squares,
 };
 
 const BETA1: f64 = 0.9;
@@ -87,7 +87,7 @@ fn adamw_is_its_direction_and_a_decayed_step() {
         adamw(&mut p, &g, &mut m, &mut v, c);
         adam_direction(&g, &mut m2, &mut v2, &mut u, c.betas, c.inv_sqrt_correction, c.eps);
         let mut p2 = start;
-        decay_then_step(&mut p2, &u, c.step_size, c.keep);
+        blend(&mut p2, &u, c.keep, -c.step_size);
         let bits = |p: &[f32], m: &[f32], v: &[f32]| Bits::default().and(p).and(m).and(v);
         assert_eq!(bits(&p, &m, &v), bits(&p2, &m2, &v2));
     }
@@ -155,25 +155,6 @@ fn descent_with_momentum_follows_the_formula() {
 }
 
 #[test]
-fn momentum_step_follows_the_formula() {
-    let (beta1, weight, step, keep) = (0.9f32, 0.07f32, 0.3f32, 0.95f32);
-    for n in LENGTHS {
-        let [start, u, held, _] = state(n);
-        let (mut want_p, mut want_m) = (Expected::default(), Expected::default());
-        for ((&p, &u), &m) in start.iter().zip(&u).zip(&held) {
-            let (p, u, m) = (keep as f64 * p as f64, weight as f64 * u as f64, beta1 as f64 * m as f64);
-            want_m.push(m + u, 3.0 * U * (m.abs() + u.abs()));
-            let step = step as f64;
-            want_p.push(p - step * (m + u), 5.0 * U * (p.abs() + step * (m.abs() + u.abs())));
-        }
-        let (mut p, mut m) = (start, held);
-        momentum_step(&mut p, &u, &mut m, beta1, weight, step, keep);
-        want_m.check("m", &m);
-        want_p.check("p", &p);
-    }
-}
-
-#[test]
 fn passes_over_two_vectors_follow_their_formulas() {
     for n in LENGTHS {
         let (y, x) = (fill(n, 1), fill(n, 2));
@@ -189,10 +170,6 @@ fn passes_over_two_vectors_follow_their_formulas() {
         let mut got = y.clone();
         step_then_decay(&mut got, &x, f, keep);
         expect(&|y, x| (y - wide * x) * wide_keep, &|y, x| y + x).check("step_then_decay", &got);
-        let mut got = y.clone();
-        decay_then_step(&mut got, &x, f, keep);
-        expect(&|y, x| wide_keep * y - wide * x, &|y, x| wide_keep * y + wide * x)
-            .check("decay_then_step", &got);
         let mut got = y.clone();
         add_scaled(&mut got, &x, f);
         expect(&|y, x| y + wide * x, &|y, x| y + wide * x).check("add_scaled", &got);
@@ -236,15 +213,11 @@ fn nan_and_infinity_stay_where_they_are() {
             sgd(&mut p, g, &mut buffer, c);
             out.extend([p, buffer]);
         }
-        let (mut p, mut m) = (start.clone(), first.clone());
-        momentum_step(&mut p, g, &mut m, 0.9, 0.1, 0.3, 0.9);
-        out.extend([p, m]);
-        let [mut a, mut b, mut c, mut d] = [(); 4].map(|()| start.clone());
+        let [mut a, mut b, mut c] = [(); 3].map(|()| start.clone());
         step_then_decay(&mut a, g, 0.1, 0.9);
         add_scaled(&mut b, g, 0.1);
         blend(&mut c, g, 0.9, 0.1);
-        decay_then_step(&mut d, g, 0.1, 0.9);
-        out.extend([a, b, c, d]);
+        out.extend([a, b, c]);
         out
     };
     let inputs = state(n);
@@ -280,9 +253,7 @@ fn threads_change_no_bit() {
         step_then_decay(&mut p, &u, 0.1, 0.9);
         add_scaled(&mut p, &u, 0.1);
         blend(&mut p, &u, 0.9, 0.1);
-        decay_then_step(&mut p, &g, 0.1, 0.9);
         sgd(&mut p, &g, &mut m, DESCENTS[3]);
-        momentum_step(&mut p, &u, &mut m, 0.9, 0.1, 0.3, 0.9);
         let bits = Bits::default().and(&p).and(&m).and(&v).and(&u);
         bits.and_wide(&[sum_squares(&p), dot(&p, &g), sum_squared_differences(&p, &g)])
     });
@@ -304,12 +275,8 @@ fn lengths_that_differ_are_refused() {
             refuses("sgd with one short slice", move || {
                 sgd(&mut zeros(0), &zeros(1), &mut zeros(2), DESCENTS[0]);
             });
-            refuses("momentum_step with one short slice", move || {
-                momentum_step(&mut zeros(0), &zeros(1), &mut zeros(2), 0.9, 0.1, 0.3, 0.9);
-            });
         }
     }
-    refuses("decay_then_step", || decay_then_step(&mut [0.0; 3], &[0.0; 4], 1.0, 1.0));
     refuses("step_then_decay", || step_then_decay(&mut [0.0; 4], &[0.0; 3], 1.0, 1.0));
     refuses("add_scaled", || add_scaled(&mut [0.0; 3], &[0.0; 4], 1.0));
     refuses("blend", || blend(&mut [0.0; 4], &[0.0; 3], 1.0, 1.0));

@@ -124,14 +124,7 @@ pub(super) fn clamp(x: &Tensor, limit: f64) -> Result<()> {
 
 /// p ← p · keep - step · u.
 pub(super) fn decay_then_step(p: &Tensor, u: &Tensor, step: f64, keep: f64) -> Result<()> {
-    if !is_fast(p) {
-        return write(p, &((p * keep)? - (u * step)?)?);
-    }
-    let u = slice(u)?;
-    with_slice_mut(p, |p| {
-        kernel::decay_then_step(p, &u, step as f32, keep as f32);
-        Ok(())
-    })
+    blend(p, u, keep, -step)
 }
 
 /// p ← (p - step · u) · keep.
@@ -156,17 +149,7 @@ pub(super) fn momentum_step(
     step: f64,
     keep: f64,
 ) -> Result<()> {
-    if !is_fast(p) {
-        blend(m, u, beta1, weight)?;
-        return decay_then_step(p, m, step, keep);
-    }
-    let u = slice(u)?;
-    with_slices_mut(&[p, m], |s| {
-        if let [p, m] = s {
-            kernel::momentum_step(p, &u, m, beta1 as f32, weight as f32, step as f32, keep as f32);
-        }
-        Ok(())
-    })
+    sgd(p, u, m, Sgd { momentum: beta1, take: weight, nesterov: None, penalty: 0.0, lr: step, keep })
 }
 
 /// What one step of gradient descent with momentum depends on.

@@ -19,7 +19,7 @@
 
 use super::arith::{Factor, blend_outer, matmul, step_then_decay};
 use super::linalg::{eigen, power_iteration};
-use super::{Periodic, Side, Slot, State};
+use super::{Optimizer, Periodic, Side, Slot, State};
 use candle_core::{Device, Result, Tensor};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -61,7 +61,13 @@ impl Default for Eigenbasis {
 }
 
 /// What an optimiser does in the rotated space.
-pub(super) trait Inside: Sync {
+pub(super) trait Inside: Send + Sync {
+    /// The optimiser's name.
+    const NAME: &'static str;
+
+    /// How its bases are made and kept.
+    fn basis(&self) -> &Eigenbasis;
+
     /// Names and shapes of its moments. `m` follows a basis by rotation; `v`, `row` and `column` by permutation.
     fn moments(&self, shape: &[usize]) -> Vec<(&'static str, Vec<usize>)>;
 
@@ -75,6 +81,25 @@ pub(super) trait Inside: Sync {
 
     /// Decay of the second moment, and of the factors unless they have their own.
     fn beta2(&self) -> f64;
+}
+
+impl<R: Inside> Optimizer for R {
+    fn name(&self) -> &'static str {
+        R::NAME
+    }
+
+    fn step(&self, slots: &mut [Slot]) -> Result<()> {
+        self.basis().step(self, slots)
+    }
+
+    fn state(&self, shape: &[usize]) -> Vec<(&'static str, Vec<usize>)> {
+        self.basis().state(self, shape)
+    }
+
+    fn periodic(&self, shape: &[usize]) -> Option<Periodic> {
+        let basis = self.basis();
+        Periodic::of(basis.sides(shape), basis.precondition_frequency).filter(|_| basis.spread_refresh)
+    }
 }
 
 /// The tensors of one side.
@@ -135,7 +160,7 @@ impl Eigenbasis {
         }
     }
 
-    pub(super) fn state(&self, rule: &impl Inside, shape: &[usize]) -> Vec<(&'static str, Vec<usize>)> {
+    fn state(&self, rule: &impl Inside, shape: &[usize]) -> Vec<(&'static str, Vec<usize>)> {
         let mut all = rule.moments(shape);
         for (names, d) in SIDES.iter().zip(self.sides(shape)) {
             if let Some(d) = d {
@@ -145,14 +170,8 @@ impl Eigenbasis {
         all
     }
 
-    pub(super) fn periodic(&self, shape: &[usize]) -> Option<Periodic> {
-        let cost: f64 = self.sides(shape).into_iter().flatten().map(|d| (d as f64).powi(3)).sum();
-        let spreads = self.spread_refresh && self.precondition_frequency > 0 && cost > 0.0;
-        spreads.then_some(Periodic { every: self.precondition_frequency, cost })
-    }
-
     /// One call on every slot.
-    pub(super) fn step(&self, rule: &impl Inside, slots: &mut [Slot]) -> Result<()> {
+    fn step(&self, rule: &impl Inside, slots: &mut [Slot]) -> Result<()> {
         let mut calls = Vec::with_capacity(slots.len());
         for slot in slots.iter_mut() {
             calls.push(self.begin(rule, slot)?);

@@ -5,7 +5,7 @@
 //! not set is the run's: a group with another optimiser keeps the run's learning rate and decay unless it has its own.
 
 use super::config::{OptimConfig, OptimizerName, Rule};
-use super::{Optimizer, Slot, State, condition};
+use super::{Optimizer, Slot, State};
 use crate::names::{BadPattern, NameFilter};
 use candle_core::{Result, Tensor};
 use serde::{Deserialize, Serialize};
@@ -62,29 +62,22 @@ struct Member {
 /// A rule and the name of its optimiser.
 type Named = (&'static str, Box<dyn Optimizer>);
 
-/// Rules as they are collected.
-#[derive(Default)]
-struct Rules {
-    all: Vec<Named>,
-}
-
 /// Where a rule stands, and the parameters that it leaves to another.
 struct Chosen {
     rule: usize,
     others: Option<(NameFilter, usize)>,
 }
 
-impl Rules {
-    fn add(&mut self, rule: &Rule) -> std::result::Result<Chosen, BadPattern> {
-        self.all.push((rule.name(), rule.build()));
-        let chosen = self.all.len() - 1;
-        let Rule::Muon(muon) = rule else { return Ok(Chosen { rule: chosen, others: None }) };
-        self.all.push((OptimizerName::Adamw.name(), Box::new(muon.others())));
-        Ok(Chosen { rule: chosen, others: Some((NameFilter::new(&muon.adamw_match)?, chosen + 1)) })
-    }
-}
-
 impl Chosen {
+    /// Adds a rule, and the one that it leaves parameters to, to those of a run.
+    fn add(rules: &mut Vec<Named>, rule: &Rule) -> std::result::Result<Self, BadPattern> {
+        rules.push((rule.name(), rule.build()));
+        let chosen = rules.len() - 1;
+        let Rule::Muon(muon) = rule else { return Ok(Self { rule: chosen, others: None }) };
+        rules.push((OptimizerName::Adamw.name(), Box::new(muon.others())));
+        Ok(Self { rule: chosen, others: Some((NameFilter::new(&muon.adamw_match)?, chosen + 1)) })
+    }
+
     /// The rule for a parameter of this name.
     fn of(&self, name: &str) -> usize {
         match &self.others {
@@ -115,11 +108,11 @@ impl Groups {
     ) -> std::result::Result<Self, GroupsError> {
         let filter = |group: &GroupConfig| NameFilter::new(&group.patterns);
         let filters = config.group.iter().map(filter).collect::<std::result::Result<Vec<_>, _>>()?;
-        let mut rules = Rules::default();
-        let main = rules.add(&config.rule)?;
+        let mut rules = Vec::new();
+        let main = Chosen::add(&mut rules, &config.rule)?;
         let mut of_group = Vec::with_capacity(config.group.len());
         for group in &config.group {
-            of_group.push(group.optimizer.as_ref().map(|rule| rules.add(rule)).transpose()?);
+            of_group.push(group.optimizer.as_ref().map(|rule| Chosen::add(&mut rules, rule)).transpose()?);
         }
         let (mut members, mut shapes) = (Vec::new(), Vec::new());
         let mut used = vec![false; filters.len()];
@@ -144,7 +137,6 @@ impl Groups {
             let patterns = config.group[index].patterns.join(", ");
             return Err(GroupsError::Empty { index, patterns });
         }
-        let rules = rules.all;
         let mut groups = Self { rules, members, shapes };
         groups.spread();
         Ok(groups)
@@ -231,21 +223,6 @@ impl Groups {
         let needed = |name: &&str| !super::eigenbasis::VALUES.contains(name);
         let missing = known.iter().map(|(k, _)| *k).filter(needed).find(|k| !state.tensors.contains_key(*k));
         missing.map(|name| format!("\"{name}\" is missing"))
-    }
-
-    /// The worst condition number of all parameters' factors, as last estimated.
-    ///
-    /// # Errors
-    /// If a state is not as its rule left it.
-    pub fn condition(&self, states: &[State]) -> Result<Option<f64>> {
-        let mut worst: Option<f64> = None;
-        for state in states {
-            worst = match (worst, condition(state)?) {
-                (Some(a), Some(b)) => Some(a.max(b)),
-                (a, b) => a.or(b),
-            };
-        }
-        Ok(worst)
     }
 }
 

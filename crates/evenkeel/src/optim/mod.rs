@@ -101,9 +101,17 @@ pub struct Periodic {
     pub cost: f64,
 }
 
+impl Periodic {
+    /// Decompositions of square factors of these sizes, every so many steps; none if there are no factors or 0 steps.
+    fn of(sides: [Option<usize>; 2], every: u64) -> Option<Self> {
+        let cost: f64 = sides.into_iter().flatten().map(|d| (d as f64).powi(3)).sum();
+        (every > 0 && cost > 0.0).then_some(Self { every, cost })
+    }
+}
+
 /// A rule that turns gradients into steps.
 pub trait Optimizer: Send + Sync {
-    /// The name used in configurations.
+    /// The rule's name.
     fn name(&self) -> &'static str;
 
     /// Takes one step on every slot. What happens to a slot depends on nothing but that slot.
@@ -204,4 +212,13 @@ pub fn condition(state: &State) -> Result<Option<f64>> {
         }
     }
     Ok(worst)
+}
+
+/// The worst [`condition`] of all parameters.
+///
+/// # Errors
+/// As there.
+pub fn worst_condition(states: &[State]) -> Result<Option<f64>> {
+    let each = states.iter().map(condition).collect::<Result<Vec<_>>>()?;
+    Ok(each.into_iter().flatten().reduce(f64::max))
 }

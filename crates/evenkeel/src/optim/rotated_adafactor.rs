@@ -25,7 +25,7 @@
 //! ```
 
 use super::eigenbasis::Inside;
-use super::{AdaFactor, Eigenbasis, Optimizer, Periodic, Slot};
+use super::{AdaFactor, Eigenbasis, Slot};
 use crate::optim::arith::blend;
 use candle_core::{Result, Tensor};
 use serde::{Deserialize, Serialize};
@@ -50,25 +50,13 @@ impl Default for RotatedAdaFactor {
     }
 }
 
-impl Optimizer for RotatedAdaFactor {
-    fn name(&self) -> &'static str {
-        "rotated_adafactor"
-    }
-
-    fn step(&self, slots: &mut [Slot]) -> Result<()> {
-        self.basis.step(self, slots)
-    }
-
-    fn state(&self, shape: &[usize]) -> Vec<(&'static str, Vec<usize>)> {
-        self.basis.state(self, shape)
-    }
-
-    fn periodic(&self, shape: &[usize]) -> Option<Periodic> {
-        self.basis.periodic(shape)
-    }
-}
-
 impl Inside for RotatedAdaFactor {
+    const NAME: &'static str = "rotated_adafactor";
+
+    fn basis(&self) -> &Eigenbasis {
+        &self.basis
+    }
+
     fn moments(&self, shape: &[usize]) -> Vec<(&'static str, Vec<usize>)> {
         self.inside.moments(shape)
     }

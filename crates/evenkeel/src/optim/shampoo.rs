@@ -207,8 +207,6 @@ impl Optimizer for Shampoo {
     }
 
     fn periodic(&self, shape: &[usize]) -> Option<Periodic> {
-        let cost: f64 = self.sides(shape).into_iter().flatten().map(|d| (d as f64).powi(3)).sum();
-        let spreads = self.spread_refresh && self.precondition_frequency > 0 && cost > 0.0;
-        spreads.then_some(Periodic { every: self.precondition_frequency, cost })
+        Periodic::of(self.sides(shape), self.precondition_frequency).filter(|_| self.spread_refresh)
     }
 }

@@ -35,7 +35,7 @@
 
 use super::arith::{Adam, adam_direction, blend, divide_factored, rms};
 use super::eigenbasis::Inside;
-use super::{Eigenbasis, Optimizer, Periodic, Slot, adafactor};
+use super::{Eigenbasis, Slot, adafactor};
 use candle_core::{Result, Tensor};
 use serde::{Deserialize, Serialize};
 
@@ -70,25 +70,13 @@ impl Default for Soap {
     }
 }
 
-impl Optimizer for Soap {
-    fn name(&self) -> &'static str {
-        "soap"
-    }
-
-    fn step(&self, slots: &mut [Slot]) -> Result<()> {
-        self.basis.step(self, slots)
-    }
-
-    fn state(&self, shape: &[usize]) -> Vec<(&'static str, Vec<usize>)> {
-        self.basis.state(self, shape)
-    }
-
-    fn periodic(&self, shape: &[usize]) -> Option<Periodic> {
-        self.basis.periodic(shape)
-    }
-}
-
 impl Inside for Soap {
+    const NAME: &'static str = "soap";
+
+    fn basis(&self) -> &Eigenbasis {
+        &self.basis
+    }
+
     fn moments(&self, shape: &[usize]) -> Vec<(&'static str, Vec<usize>)> {
         let mut all = vec![("m", shape.to_vec())];
         match *shape {

@@ -120,7 +120,7 @@ impl UpdateTracker {
         }
         Ok(UpdateSummary {
             ratio: optim::update_ratio(parameters(), &before)?.and_then(finite),
-            condition: groups.condition(states)?,
+            condition: optim::worst_condition(states)?,
         })
     }
 }
