@@ -53,6 +53,28 @@ def machine():
     return info
 
 
+def sitting(sides, pairs, limit, raw, told):
+    """All pairs, the sides (name -> command) one after the other in each: what each printed, also written to `raw`; and why a
+    side was given up, after which it does not run again. `told` makes the line for stderr of a result."""
+    rounds, lost = [], {}
+    for pair in range(pairs):
+        row = {}
+        for side, command in sides.items():
+            if side in lost:
+                continue
+            result = last_json(command, limit)
+            raw.write(json.dumps({"pair": pair, "side": side, **result}) + "\n")
+            raw.flush()
+            if "failed" in result:
+                lost[side] = result["failed"]
+                print(f"pair {pair} {side}: {result['failed']}", file=sys.stderr)
+                continue
+            row[side] = result
+            print(f"pair {pair} {side}: {told(result)}", file=sys.stderr)
+        rounds.append(row)
+    return rounds, lost
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("case", choices=CASES)
@@ -78,25 +100,10 @@ def main():
     }
     out = args.out or ROOT / "bench/runs" / datetime.date.today().isoformat()
     out.mkdir(parents=True, exist_ok=True)
-    rounds, lost = [], {}
     with open(out / f"step-{args.case}.jsonl", "w") as raw:
         raw.write(json.dumps({"machine": machine(), "argv": sys.argv[1:], "sizes": dict(zip(SIZES, CASES[args.case]))}) + "\n")
-        for pair in range(args.pairs):
-            row = {}
-            for side, command in sides.items():
-                if side in lost:
-                    continue
-                result = last_json(command, args.limit)
-                raw.write(json.dumps({"pair": pair, "side": side, **result}) + "\n")
-                raw.flush()
-                if "failed" in result:
-                    lost[side] = result["failed"]
-                    print(f"pair {pair} {side}: {result['failed']}", file=sys.stderr)
-                    continue
-                row[side] = result
-                seconds, memory = result["seconds_median"], result["peak_rss_bytes"] / 2**20
-                print(f"pair {pair} {side}: {seconds:.3f} s, {memory:.0f} MiB", file=sys.stderr)
-            rounds.append(row)
+        told = lambda result: f"{result['seconds_median']:.3f} s, {result['peak_rss_bytes'] / 2**20:.0f} MiB"
+        rounds, lost = sitting(sides, args.pairs, args.limit, raw, told)
 
     peers = [side for side in sides if side.startswith("torch") and all(side in row for row in rounds)]
     if not peers:

@@ -14,7 +14,7 @@ import pathlib
 import statistics
 import sys
 
-from compare import CASES, ROOT, SIZES, last_json, machine
+from compare import CASES, ROOT, SIZES, machine, sitting
 
 REFRESH = 10
 ADAMW_STEPS = 10
@@ -47,26 +47,9 @@ def commands(args):
     return sides
 
 
-def sitting(args, raw):
-    """All pairs: for each, what its sides printed; and why a side was given up, after which it does not run again."""
-    pairs, lost = [], {}
-    for pair in range(args.pairs):
-        row = {}
-        for side, command in commands(args):
-            if side in lost:
-                continue
-            result = last_json(command, args.limit)
-            raw.write(json.dumps({"pair": pair, "side": side, **result}) + "\n")
-            raw.flush()
-            if "failed" in result:
-                lost[side] = result["failed"]
-                print(f"pair {pair} {side}: {result['failed']}", file=sys.stderr)
-                continue
-            row[side] = result
-            part = f", optimiser {optimizer_seconds(result):.4f} s" if "profile" in result else ""
-            print(f"pair {pair} {side}: {result['seconds_mean']:.4f} s{part}", file=sys.stderr)
-        pairs.append(row)
-    return pairs, lost
+def told(result):
+    part = f", optimiser {optimizer_seconds(result):.4f} s" if "profile" in result else ""
+    return f"{result['seconds_mean']:.4f} s{part}"
 
 
 def line(what, upper, lower):
@@ -121,7 +104,7 @@ def main():
     with open(out / "soap.jsonl", "w") as raw:
         sizes = dict(zip(SIZES, CASES["reference"]))
         raw.write(json.dumps({"machine": machine(), "argv": sys.argv[1:], "sizes": sizes}) + "\n")
-        pairs, lost = sitting(args, raw)
+        pairs, lost = sitting(dict(commands(args)), args.pairs, args.limit, raw, told)
     lines = table(args, pairs, lost)
     (out / "soap.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
