@@ -4,8 +4,8 @@
 use crate::data::Batch;
 use crate::error::Result;
 use crate::metrics::{
-    AttentionTap, GainReport, GramMode, GramSpec, HeadReport, KurtosisSummary, MassiveActivation, MassiveTap,
-    Metrics, MetricsTap, Selection, WeightReport, summarise, weights,
+    AttentionTap, ChannelStrip, GainReport, GramMode, GramSpec, HeadReport, Int8Verdict, KurtosisSummary,
+    MassiveActivation, MassiveTap, Metrics, MetricsTap, Selection, WeightReport, summarise, weights,
 };
 use crate::model::{ModelError, Transformer};
 use crate::tap::{Site, Tap};
@@ -119,6 +119,18 @@ pub struct InspectReport {
     /// Learned gains that are no norm's: β, α, and those of shaped attention and identity projections.
     #[serde(default)]
     pub gains: Vec<GainReport>,
+    /// What 8 bits would cost: every rounded site and matrix, the worst first.
+    #[serde(default)]
+    pub int8: Vec<Int8Verdict>,
+    /// Tokens that the verdict on activations is of.
+    #[serde(default)]
+    pub int8_tokens: u64,
+    /// Sizes of the channels of the residual stream, for the report's picture; not in the JSON.
+    #[serde(skip)]
+    pub strips: Vec<ChannelStrip>,
+    /// Largest resident memory of the process so far, bytes; null where the system does not tell.
+    #[serde(default)]
+    pub peak_memory_bytes: Option<u64>,
     /// The residual stream in three figures.
     pub summary: KurtosisSummary,
 }
@@ -175,6 +187,10 @@ pub fn inspect(
         attention: tap.attention.reports(),
         weights: weights::weights(parameters)?,
         gains: weights::gains(parameters)?,
+        int8: Vec::new(),
+        int8_tokens: 0,
+        strips: Vec::new(),
+        peak_memory_bytes: None,
     })
 }
 

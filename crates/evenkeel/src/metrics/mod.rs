@@ -10,6 +10,7 @@
 //! | [`tokens`] | those taken token by token or sequence by sequence |
 //! | [`gram`] | correlations and effective rank, from a Gram matrix |
 //! | [`site`] | all of these at one site, what of them is wanted, and the tap that gathers them |
+//! | [`int8`] | what rounding to 8 bits would cost, and what would mend it |
 //! | [`massive`] | the largest activations, one by one |
 //! | [`attention`] | entropy, largest logit and mass on the first token of every head |
 //! | [`moments`] | how m2 and m4 move in an optimiser step, term by term |
@@ -18,6 +19,7 @@
 pub mod attention;
 pub mod channel;
 pub mod gram;
+pub mod int8;
 pub mod massive;
 pub mod moments;
 pub mod site;
@@ -27,6 +29,7 @@ pub mod weights;
 pub use attention::{AttentionTap, HeadReport};
 pub use channel::{ChannelStats, kurtosis};
 pub use gram::{GramMetrics, GramMode, GramSpec, GramStats};
+pub use int8::{ChannelStrip, Culprit, Int8Verdict, Remedy, Rounded};
 pub use massive::{MassiveActivation, MassiveTap};
 pub use site::{MetricsTap, Selection, SiteStats};
 pub use tokens::{MaxMedian, TokenStats};
