@@ -35,7 +35,7 @@ pub(crate) fn run(args: Sample, settings: &Settings) -> Result<Exit, Failure> {
     let mut shown = 0;
     // Refused before anything is printed.
     let window = &prompt[prompt.len().saturating_sub(model.config().context)..];
-    model.check_input(window, 1, window.len())?;
+    model.check_input(window, 1)?;
     if !settings.json {
         output::result(&args.prompt);
     }

@@ -44,6 +44,8 @@ pub struct Shape {
     pub d_head: usize,
     /// Whether token i sees only tokens 0..=i.
     pub causal: bool,
+    /// How many of these a token sees, itself included: the latest. 0 means all; only causal attention has a window.
+    pub window: usize,
     /// Factor on the scores, usually 1/√d_head.
     pub scale: f32,
     /// C of the cap C tanh(score / C) on scaled scores; 0 means none.
@@ -60,6 +62,10 @@ impl Shape {
     }
     fn keys(&self, end: usize) -> usize {
         if self.causal { end } else { self.tokens }
+    }
+    /// First key that query `token` sees.
+    fn first_key(&self, token: usize) -> usize {
+        if self.window == 0 { 0 } else { (token + 1).saturating_sub(self.window) }
     }
     /// Where the rows of query head `h` of sequence `b` are.
     fn query_rows(&self, b: usize, h: usize) -> Rows {
@@ -79,6 +85,7 @@ impl Shape {
     fn check(&self, q: &[f32], k: &[f32], v: &[f32], prepare: Prepare) {
         let tokens = self.sequences * self.tokens;
         assert!(self.heads == self.group() * self.kv_heads, "kv_heads must divide heads");
+        assert!(self.causal || self.window == 0, "a window belongs to causal attention");
         assert_eq!(q.len(), tokens * self.heads * self.d_head);
         assert!(k.len() == tokens * self.kv_heads * self.d_head && v.len() == k.len());
         prepare.check(self.tokens, self.d_head);
@@ -120,7 +127,9 @@ pub fn forward(shape: Shape, q: &[f32], k: &[f32], v: &[f32], prepare: Prepare, 
                     let scores = &mut scores[..rows * keys];
                     gemm_serial_packed(q_all.take(first, rows), &k_t, keys, scores, keys, Write::Replace);
                     for (i, row) in scores.chunks_exact_mut(keys).enumerate() {
-                        let visible = shape.keys(first + i + 1);
+                        let (hidden, row) = row.split_at_mut(shape.first_key(first + i));
+                        hidden.fill(0.0);
+                        let visible = shape.keys(first + i + 1) - hidden.len();
                         lse[first + i] = shape.score_row().forward(row, visible);
                     }
                     let offset = queries.at(first);
@@ -203,10 +212,16 @@ pub fn backward(
                         for i in 0..rows {
                             let at = queries.at(first + i);
                             let dot = math::sum_by2(&d_out[at..at + d], &out[at..at + d], |a, b| a * b);
+                            let hidden = shape.first_key(first + i);
+                            let (before, probs) = probs[i * keys..(i + 1) * keys].split_at_mut(hidden);
+                            let (d_before, d_scores) =
+                                d_scores[i * keys..(i + 1) * keys].split_at_mut(hidden);
+                            before.fill(0.0);
+                            d_before.fill(0.0);
                             shape.score_row().backward(
-                                &mut probs[i * keys..(i + 1) * keys],
-                                &mut d_scores[i * keys..(i + 1) * keys],
-                                shape.keys(first + i + 1),
+                                probs,
+                                d_scores,
+                                shape.keys(first + i + 1) - hidden,
                                 lse[first + i],
                                 dot,
                             );

@@ -1,8 +1,8 @@
 //! The rows of one head, and what is done to queries and keys before they meet: a norm over the head's channels, then a
 //! rotation by position; and back.
 //!
-//! QK-RMSNorm divides a row by its RMS over d_head, `x / (rms(x) + ε) · gain`, ε outside the root; with biases it is a
-//! LayerNorm, `(x - μ) / √(var + ε) · gain + bias`. One gain (and bias) vector is shared by all heads.
+//! QK-RMSNorm divides a row by its RMS over d_head, `x / (rms(x) + ε) · gain`, ε outside the root, or inside it,
+//! `x / √(mean(x²) + ε) · gain`; with biases it is a LayerNorm, `(x - μ) / √(var + ε) · gain + bias`. One gain (and bias) vector is shared by all heads.
 //!
 //! A rotation turns the pair of channels (c, c + half) of a row at position t by the angle whose cosine and sine stand in
 //! row t of [`Rope`]; channels from 2 · half on stay as they are. It is orthogonal: backwards it turns the other way.
@@ -71,8 +71,16 @@ pub struct QkNorm<'a> {
     pub k_gain: &'a [f32],
     /// Biases of queries and keys: with them a LayerNorm, without an RMSNorm.
     pub biases: Option<(&'a [f32], &'a [f32])>,
-    /// Added to the RMS, or to the LayerNorm's variance.
+    /// Added to the RMS, to the mean square, or to the LayerNorm's variance.
     pub eps: f32,
+    /// Whether the RMSNorm has ε inside the root. A LayerNorm always has.
+    pub eps_inside: bool,
+}
+
+impl QkNorm<'_> {
+    fn epsilon(&self) -> Epsilon {
+        Epsilon { value: self.eps, inside: self.eps_inside }
+    }
 }
 
 /// Rotary positions: cosines and sines of the angles of each position, (positions, half) each.
@@ -100,7 +108,25 @@ pub struct Prepare<'a> {
 struct Affine<'a> {
     gain: &'a [f32],
     bias: Option<&'a [f32]>,
-    eps: f32,
+    eps: Epsilon,
+}
+
+/// ε, and where it stands.
+#[derive(Clone, Copy)]
+struct Epsilon {
+    value: f32,
+    inside: bool,
+}
+
+impl Epsilon {
+    /// 1 / RMS, kept from infinity.
+    #[inline(always)]
+    fn reciprocal(self, mean_square: f32) -> f32 {
+        match self.inside {
+            true => 1.0 / (mean_square + self.value).sqrt(),
+            false => 1.0 / (mean_square.sqrt() + self.value),
+        }
+    }
 }
 
 /// Gradients of one side's gain and bias; empty where there is none.
@@ -159,11 +185,11 @@ impl<'a> Prepare<'a> {
     }
 
     fn query_side(self) -> Option<Affine<'a>> {
-        self.norm.map(|n| Affine { gain: n.q_gain, bias: n.biases.map(|b| b.0), eps: n.eps })
+        self.norm.map(|n| Affine { gain: n.q_gain, bias: n.biases.map(|b| b.0), eps: n.epsilon() })
     }
 
     fn key_side(self) -> Option<Affine<'a>> {
-        self.norm.map(|n| Affine { gain: n.k_gain, bias: n.biases.map(|b| b.1), eps: n.eps })
+        self.norm.map(|n| Affine { gain: n.k_gain, bias: n.biases.map(|b| b.1), eps: n.epsilon() })
     }
 
     fn prepared(self, rows: Rows, x: &[f32], side: Option<Affine>) -> Option<Vec<f32>> {
@@ -174,7 +200,7 @@ impl<'a> Prepare<'a> {
         for (token, row) in out.chunks_exact_mut(rows.d_head).enumerate() {
             match side {
                 Some(Affine { gain, bias: None, eps }) => rms_row(row, gain, eps),
-                Some(Affine { gain, bias: Some(bias), eps }) => layer_row(row, gain, bias, eps),
+                Some(Affine { gain, bias: Some(bias), eps }) => layer_row(row, gain, bias, eps.value),
                 None => {}
             }
             if let Some(rope) = self.rope {
@@ -199,7 +225,9 @@ impl<'a> Prepare<'a> {
             let x = &x[rows.at(token)..][..rows.d_head];
             match side {
                 Some(Affine { gain, bias: None, eps }) => rms_row_backward(x, gain, eps, dy, &mut sums.gain),
-                Some(Affine { gain, bias: Some(_), eps }) => layer_row_backward(x, gain, eps, dy, sums),
+                Some(Affine { gain, bias: Some(_), eps }) => {
+                    layer_row_backward(x, gain, eps.value, dy, sums);
+                }
                 None => {}
             }
         }
@@ -226,20 +254,21 @@ multiversion! {
 }
 
 multiversion! {
-    fn rms_row(row: &mut [f32], gain: &[f32], eps: f32) {
-        let rms = (math::sum_by(row, |v| v * v) / row.len() as f32).sqrt();
-        let r = 1.0 / (rms + eps);
+    fn rms_row(row: &mut [f32], gain: &[f32], eps: Epsilon) {
+        let r = eps.reciprocal(math::sum_by(row, |v| v * v) / row.len() as f32);
         for (v, g) in row.iter_mut().zip(gain) {
             *v = *v * r * g;
         }
     }
 }
 
-/// With y = x r g, r = 1/(rms + ε): dx = r (dy g) - x r² (Σ dy g x) / (d rms).
-fn rms_row_backward(x: &[f32], gain: &[f32], eps: f32, dy: &mut [f32], d_gain: &mut [f64]) {
+/// With y = x r g, r = 1/(rms + ε): dx = r (dy g) - x r² (Σ dy g x) / (d rms); with ε inside the root 1/r takes the place
+/// of rms.
+fn rms_row_backward(x: &[f32], gain: &[f32], eps: Epsilon, dy: &mut [f32], d_gain: &mut [f64]) {
     let d = x.len();
-    let rms = (math::sum_by(x, |v| v * v) / d as f32).sqrt();
-    let r = 1.0 / (rms + eps);
+    let mean_square = math::sum_by(x, |v| v * v) / d as f32;
+    let r = eps.reciprocal(mean_square);
+    let rms = if eps.inside { 1.0 / r } else { mean_square.sqrt() };
     for c in 0..d {
         d_gain[c] += (dy[c] * x[c] * r) as f64;
         dy[c] *= gain[c];

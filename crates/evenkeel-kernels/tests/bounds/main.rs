@@ -217,6 +217,7 @@ fn attention_forward_and_backward() {
                     kv_heads,
                     d_head,
                     causal,
+                    window: if causal && heads == 2 { 3 } else { 0 },
                     scale: 0.3,
                     softcap,
                     softmax,
@@ -229,6 +230,7 @@ fn attention_forward_and_backward() {
                         k_gain: arena.read(&gains[1]),
                         biases: (qk_norm > 2).then(|| (arena.read(&gains[2]), arena.read(&gains[3]))),
                         eps: 1e-3,
+                        eps_inside: causal,
                     });
                     let rope = (kv_heads == 1).then(|| attention::Rope {
                         cos: arena.read(&cos),

@@ -6,8 +6,12 @@
 //! A run directory, or one of its checkpoints, can be used wherever a MODEL is asked for.
 
 pub mod files;
+pub mod hf;
+mod on_disk;
 mod tensors;
+pub mod weights;
 
+pub use on_disk::OnDisk;
 pub use tensors::{read_tensors, write_tensors};
 
 use crate::error::Hint;
@@ -51,13 +55,16 @@ pub enum CheckpointError {
         /// What is wrong.
         problem: String,
     },
-    /// config.json of some other kind of model.
-    #[error("{path} describes a model of type \"{found}\", which this version cannot read")]
-    UnknownArchitecture {
-        /// The config.json.
-        path: PathBuf,
-        /// Its model_type.
-        found: String,
+    /// A folder of another architecture.
+    #[error(transparent)]
+    Hf(#[from] hf::HfError),
+    /// A model that the format asked for cannot hold.
+    #[error("the model cannot be exported as {target}: {why}")]
+    NotExpressible {
+        /// The format.
+        target: &'static str,
+        /// What stands in the way.
+        why: String,
     },
     /// The weights do not fit.
     #[error("{path}: {source}")]
@@ -85,8 +92,9 @@ impl Hint for CheckpointError {
             CheckpointError::Damaged { .. } => {
                 "use an older checkpoint of the same run, or make this one again".into()
             }
-            CheckpointError::UnknownArchitecture { .. } => {
-                "this version reads checkpoints with model_type \"evenkeel\"".into()
+            CheckpointError::Hf(e) => e.hint(),
+            CheckpointError::NotExpressible { .. } => {
+                "--to evenkeel exports every causal language model, with a modelling file of its own".into()
             }
             CheckpointError::Model { source, .. } => source.hint(),
             CheckpointError::Tensor(_) => "run again with RUST_BACKTRACE=1 and report what it prints".into(),
@@ -105,6 +113,9 @@ struct ConfigFile {
     #[serde(default)]
     dtype: String,
     model: serde_json::Value,
+    /// What transformers wants to find there, in exported folders.
+    #[serde(flatten)]
+    more: serde_json::Value,
 }
 
 const MODEL_TYPE: &str = "evenkeel";
@@ -218,21 +229,26 @@ pub fn write_model(dir: &Path, model: &Transformer, tokenizer: Option<&Path>) ->
     let tensors: BTreeMap<String, Tensor> =
         model.parameters().iter().map(|p| (p.name.clone(), p.tensor.clone())).collect();
     write_tensors(&dir.join("model.safetensors"), &tensors)?;
-    let config = ConfigFile {
-        model_type: MODEL_TYPE.into(),
-        architectures: vec!["EvenkeelForCausalLM".into()],
-        dtype: "float32".into(),
-        model: serde_json::to_value(model.config()).map_err(|e| CheckpointError::Damaged {
-            path: dir.join("config.json"),
-            problem: e.to_string(),
-        })?,
-    };
-    files::write_json(&dir.join("config.json"), &config)?;
+    write_config(dir, model.config(), serde_json::Value::Null)?;
     if let Some(tokenizer) = tokenizer {
         let bytes = files::read(tokenizer)?;
         files::write(&dir.join("tokenizer.json"), &bytes)?;
     }
     Ok(())
+}
+
+/// Writes config.json of a model of ours, with the keys of the object `more` beside its own.
+fn write_config(dir: &Path, config: &ModelConfig, more: serde_json::Value) -> Result<()> {
+    let path = dir.join("config.json");
+    let damaged = |e: serde_json::Error| CheckpointError::Damaged { path: path.clone(), problem: e.to_string() };
+    let file = ConfigFile {
+        model_type: MODEL_TYPE.into(),
+        architectures: vec!["EvenkeelForCausalLM".into()],
+        dtype: "float32".into(),
+        model: serde_json::to_value(config).map_err(damaged)?,
+        more,
+    };
+    files::write_json(&path, &file)
 }
 
 /// Complete checkpoint folders, oldest first.
@@ -274,29 +290,20 @@ pub fn resolve(model: &Path) -> Result<PathBuf> {
         .ok_or_else(|| CheckpointError::NotAModel { path: model.to_path_buf() })
 }
 
-/// The model in a checkpoint folder or run directory.
+/// The model in a checkpoint folder, a run directory, or a Hugging Face folder.
 ///
 /// # Errors
-/// If it is not there, damaged, of another architecture, or its weights do not fit its configuration.
+/// If it is not there, damaged, of an unknown architecture, or its weights do not fit its configuration.
 pub fn load_model(path: &Path) -> Result<Transformer> {
-    let dir = resolve(path)?;
-    let config = load_config(&dir)?;
-    let mut tensors = read_tensors(&dir.join("model.safetensors"))?;
-    Transformer::from_tensors(config, &mut tensors)
-        .map_err(|source| CheckpointError::Model { path: dir, source })
+    OnDisk::open(path)?.load()
 }
 
-fn load_config(dir: &Path) -> Result<ModelConfig> {
-    let path = dir.join("config.json");
-    let value: serde_json::Value = files::read_json(&path)?;
-    let Some(found) = value.get("model_type").and_then(|v| v.as_str()).map(String::from) else {
-        return Err(CheckpointError::Damaged { path, problem: "it has no \"model_type\"".into() });
+/// The `[model]` table in a config.json of ours.
+fn own_config(path: &Path, value: serde_json::Value) -> Result<ModelConfig> {
+    let damaged = |e: serde_json::Error| CheckpointError::Damaged {
+        path: path.to_path_buf(),
+        problem: e.to_string(),
     };
-    if found != MODEL_TYPE {
-        return Err(CheckpointError::UnknownArchitecture { path, found });
-    }
-    let damaged =
-        |e: serde_json::Error| CheckpointError::Damaged { path: path.clone(), problem: e.to_string() };
     let file: ConfigFile = serde_json::from_value(value).map_err(damaged)?;
     serde_json::from_value(file.model).map_err(damaged)
 }

@@ -6,7 +6,7 @@ use super::ModelError;
 use super::config::{AttentionMatrix, Gate, ModelConfig, Norm, Projection, QkNorm, QueryInit, ValueInit};
 use super::layers::{Gain, Joint, Linear, NormLayer, param, visit};
 use super::params::{Builder, Parameter, Start};
-use crate::ops::{self, AttentionSpec, Dropout, Inner, QkNormSpec, Rope};
+use crate::ops::{self, AttentionSpec, Dropout, Epsilon, Inner, QkNormSpec, Rope};
 use crate::tap::{Place, Site, Tap};
 use crate::tape::{Tape, Value};
 use candle_core::Result as CandleResult;
@@ -28,7 +28,7 @@ pub(super) struct Attention {
     gate: Option<GateLayer>,
     joint: Joint,
     spec: AttentionSpec,
-    qk_norm_eps: f64,
+    qk_norm_eps: Epsilon,
     dropout: f64,
     dropout_residual: f64,
 }
@@ -54,7 +54,7 @@ impl Attention {
         rope: Option<Arc<Rope>>,
     ) -> Result<Self, ModelError> {
         let at = |name: &str| format!("blocks.{layer}.attn.{name}");
-        let (d, d_kv) = (c.width, c.kv_heads() * c.d_head());
+        let (d, d_q, d_kv) = (c.width, c.d_attention(), c.kv_heads() * c.d_head());
         let norm: Norm = c.attn_norm(layer);
         let identity = c.value_init == ValueInit::Identity;
         let projection =
@@ -66,9 +66,9 @@ impl Attention {
         Ok(Self {
             norm: NormLayer::new(b, &at("norm"), norm, c)?,
             q: match c.query_init {
-                QueryInit::Random => projection(b, "q", [d, d], Projection::Q)?,
+                QueryInit::Random => projection(b, "q", [d, d_q], Projection::Q)?,
                 QueryInit::Zero => {
-                    Linear::new(b, at("q"), [d, d], Start::Constant(0.0), c.has_bias(Projection::Q))?
+                    Linear::new(b, at("q"), [d, d_q], Start::Constant(0.0), c.has_bias(Projection::Q))?
                 }
             },
             k: projection(b, "k", [d, d_kv], Projection::K)?,
@@ -88,18 +88,23 @@ impl Attention {
             },
             gate: GateLayer::new(b, &at("gate"), c)?,
             joint: Joint {
-                out: passing(b, "out", [d, d], Projection::Out)?,
+                out: passing(b, "out", [d_q, d], Projection::Out)?,
                 beta: Gain::beta(b, at("beta"), c.attn_skip(), c)?,
                 skip: c.attn_skip(),
             },
             spec: AttentionSpec {
                 kv_heads: c.kv_heads(),
+                causal: c.causal,
+                window: c.window(layer),
                 softcap: c.logit_softcap,
                 softmax: c.softmax(),
                 rope,
                 ..AttentionSpec::causal(c.heads)
             },
-            qk_norm_eps: c.qk_norm_eps,
+            qk_norm_eps: match c.qk_norm {
+                QkNorm::RmsInside => Epsilon::Inside(c.qk_norm_eps),
+                QkNorm::None | QkNorm::Rms | QkNorm::Layer => Epsilon::Outside(c.qk_norm_eps),
+            },
             dropout: c.dropout_attention,
             dropout_residual: c.dropout_residual,
         })

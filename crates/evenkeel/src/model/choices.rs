@@ -2,7 +2,7 @@
 //!
 //! A choice with numbers is written as a call, `leaky_relu(0.01)` or `clipped(-0.03, 1)`.
 
-use crate::ops::{Activation, Softmax};
+use crate::ops::{Activation, RopeScaling, Softmax};
 use serde::{Deserialize, Serialize};
 
 /// A normalisation over channels; ε = `norm_eps` inside the root.
@@ -63,6 +63,8 @@ pub enum QkNorm {
     None,
     /// RMSNorm with one gain vector shared by all heads, ε outside the root.
     Rms,
+    /// The same with ε inside the root (Qwen3).
+    RmsInside,
     /// LayerNorm with one gain and one bias vector shared by all heads, ε inside the root.
     Layer,
 }
@@ -130,6 +132,19 @@ pub enum Positions {
     /// Queries and keys are rotated by angles that grow with the position (Su et al., arXiv 2104.09864).
     Rope,
     /// Nothing but the causal mask.
+    None,
+}
+
+/// What the head reads.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Readout {
+    /// Every token: logits (sequences, tokens, vocab).
+    #[default]
+    Tokens,
+    /// The first token alone, to classify the sequence: logits (sequences, 1, vocab).
+    First,
+    /// There is no head.
     None,
 }
 
@@ -301,6 +316,42 @@ impl std::fmt::Display for SoftmaxChoice {
     }
 }
 
+written_as_text!(RopeScaling);
+
+impl RopeScaling {
+    const CHOICES: &str = "rope_scaling must be \"none\", \"linear(FACTOR)\", \"dynamic(FACTOR, ORIGINAL)\" or \
+                           \"llama3(FACTOR, LOW, HIGH, ORIGINAL)\", factors at least 1, LOW below HIGH, lengths at least 1";
+
+    fn named(name: &str, numbers: &[f64]) -> Option<Self> {
+        match (name, numbers) {
+            ("none", []) => Some(Self::None),
+            ("linear", &[factor]) if factor >= 1.0 => Some(Self::Linear { factor }),
+            ("dynamic", &[factor, original]) if factor >= 1.0 && original >= 1.0 => {
+                Some(Self::Dynamic { factor, original })
+            }
+            ("llama3", &[factor, low, high, original])
+                if factor >= 1.0 && 0.0 < low && low < high && original >= 1.0 =>
+            {
+                Some(Self::Llama3 { factor, low, high, original })
+            }
+            _ => None,
+        }
+    }
+}
+
+impl std::fmt::Display for RopeScaling {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        match self {
+            Self::None => f.write_str("none"),
+            Self::Linear { factor } => write!(f, "linear({factor})"),
+            Self::Dynamic { factor, original } => write!(f, "dynamic({factor}, {original})"),
+            Self::Llama3 { factor, low, high, original } => {
+                write!(f, "llama3({factor}, {low}, {high}, {original})")
+            }
+        }
+    }
+}
+
 /// What stands between the matrices of the MLP.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -314,7 +365,7 @@ pub enum Nonlinearity {
 written_as_text!(Nonlinearity);
 
 /// Names of the nonlinearities without numbers.
-const NONLINEARITIES: [(&str, Nonlinearity); 8] = [
+const NONLINEARITIES: [(&str, Nonlinearity); 9] = [
     ("relu", Nonlinearity::Plain(Activation::Relu)),
     ("gelu", Nonlinearity::Plain(Activation::Gelu)),
     ("gelu_tanh", Nonlinearity::Plain(Activation::GeluTanh)),
@@ -322,12 +373,13 @@ const NONLINEARITIES: [(&str, Nonlinearity); 8] = [
     ("squared_relu", Nonlinearity::Plain(Activation::SquaredRelu)),
     ("swiglu", Nonlinearity::Gated(Activation::Silu)),
     ("geglu", Nonlinearity::Gated(Activation::Gelu)),
+    ("geglu_tanh", Nonlinearity::Gated(Activation::GeluTanh)),
     ("reglu", Nonlinearity::Gated(Activation::Relu)),
 ];
 
 impl Nonlinearity {
     const CHOICES: &str = "activation must be \"relu\", \"leaky_relu(SLOPE)\", \"gelu\", \"gelu_tanh\", \"silu\", \
-                           \"squared_relu\", \"swiglu\", \"geglu\" or \"reglu\"";
+                           \"squared_relu\", \"swiglu\", \"geglu\", \"geglu_tanh\" or \"reglu\"";
 
     fn named(name: &str, numbers: &[f64]) -> Option<Self> {
         match (name, numbers) {
@@ -374,7 +426,11 @@ mod tests {
     fn choices_with_numbers_survive_being_written() {
         let softmaxes = ["standard", "clipped", "clipped(-0.03, 1)", "null_slot"];
         let activations =
-            ["relu", "leaky_relu(0.1)", "gelu_tanh", "swiglu", "geglu", "reglu", "squared_relu"];
+            ["relu", "leaky_relu(0.1)", "gelu_tanh", "swiglu", "geglu", "geglu_tanh", "reglu", "squared_relu"];
+        for text in ["none", "linear(8)", "dynamic(2.5, 2048)", "llama3(8, 1, 4, 8192)"] {
+            assert_eq!(RopeScaling::try_from(text.to_string()).unwrap().to_string(), text);
+        }
+        assert!(RopeScaling::try_from("llama3(8, 4, 1, 8192)".to_string()).is_err());
         for text in softmaxes {
             assert_eq!(SoftmaxChoice::try_from(text.to_string()).unwrap().to_string(), text);
         }

@@ -7,8 +7,9 @@
 use super::ModelError;
 pub use super::choices::{
     AttentionMatrix, Beta, BetaRule, Branches, Gate, Init, Nonlinearity, Norm, NormPosition, Positions,
-    Projection, QkNorm, QueryInit, SoftmaxChoice, ValueInit,
+    Projection, QkNorm, QueryInit, Readout, SoftmaxChoice, ValueInit,
 };
+pub use crate::ops::RopeScaling;
 use crate::ops::Softmax;
 use serde::{Deserialize, Serialize};
 
@@ -22,15 +23,32 @@ pub struct ModelConfig {
     pub depth: usize,
     /// Channels of the residual stream.
     pub width: usize,
-    /// Attention heads; width / heads channels each.
+    /// Attention heads.
     pub heads: usize,
+    /// Channels of a head; 0 means width / heads.
+    #[serde(default)]
+    pub head_dim: usize,
     /// Heads of keys and values, each shared by heads / kv_heads query heads; 0 means as many as `heads`.
     #[serde(default)]
     pub kv_heads: usize,
-    /// Token ids; 0 in a configuration file means "that of the data".
+    /// Token ids, or the classes of a model of images; 0 in a configuration file means "that of the data".
     pub vocab: usize,
     /// Longest sequence.
     pub context: usize,
+    /// Side of the square patches that images are cut into; 0 means that the model reads tokens. Patches are mapped to
+    /// `width` channels, and a learned token stands before them, so that `context` is one more than there are patches.
+    #[serde(default)]
+    pub patch_size: usize,
+    /// Height, width and colour channels of an image; all 0 if the model reads tokens.
+    #[serde(default)]
+    pub image: [usize; 3],
+    /// Channels of the token table; 0 means `width`. Others are mapped to `width` before positions are added, and mapped
+    /// back before the head (OPT-350m).
+    #[serde(default)]
+    pub embed_dim: usize,
+    /// Factor on the tokens' vectors; a tied head has none (Gemma).
+    #[serde(default = "one")]
+    pub embed_scale: f64,
     /// MLP hidden channels over width.
     pub mlp_ratio: usize,
     /// MLP hidden channels; 0 means mlp_ratio · width, and two thirds of that, rounded up to a multiple of 8, for a gated
@@ -72,6 +90,15 @@ pub struct ModelConfig {
     pub alpha: f64,
     /// Whether α is learned, one scalar per block.
     pub alpha_trainable: bool,
+    /// Whether a token sees only itself and the tokens before it.
+    #[serde(default = "yes")]
+    pub causal: bool,
+    /// How many of these it sees, itself included: the latest; 0 means all.
+    #[serde(default)]
+    pub window: usize,
+    /// The blocks that the window is for; none named means all.
+    #[serde(default)]
+    pub window_blocks: Vec<usize>,
     /// Norm of queries and keys.
     pub qk_norm: QkNorm,
     /// ε of QK-norm.
@@ -107,8 +134,20 @@ pub struct ModelConfig {
     /// Share of each head's channels that RoPE rotates.
     #[serde(default = "one")]
     pub rope_fraction: f64,
+    /// How RoPE's angles are stretched.
+    #[serde(default)]
+    pub rope_scaling: RopeScaling,
     /// Whether the head is the embedding matrix.
     pub tie_head: bool,
+    /// Whether the head has a bias.
+    #[serde(default)]
+    pub head_bias: bool,
+    /// Whether a width × width matrix with bias, the MLP's nonlinearity and a LayerNorm stand before the head (BERT).
+    #[serde(default)]
+    pub head_transform: bool,
+    /// What the head reads.
+    #[serde(default)]
+    pub readout: Readout,
     /// Which projections have a bias.
     pub biases: Vec<Projection>,
     /// Probability of dropping a channel of the embedding output, in training.
@@ -127,7 +166,38 @@ pub struct ModelConfig {
 impl ModelConfig {
     /// Channels per head.
     pub fn d_head(&self) -> usize {
-        self.width / self.heads
+        if self.head_dim == 0 { self.width / self.heads } else { self.head_dim }
+    }
+
+    /// Channels of queries and of the context: those of all heads.
+    pub fn d_attention(&self) -> usize {
+        self.heads * self.d_head()
+    }
+
+    /// Channels of the token table.
+    pub fn d_embed(&self) -> usize {
+        if self.embed_dim == 0 { self.width } else { self.embed_dim }
+    }
+
+    /// Whether a matrix stands between the token table and the stream.
+    pub fn has_embed_proj(&self) -> bool {
+        self.embed_proj || self.d_embed() != self.width
+    }
+
+    /// Whether the model reads images.
+    pub fn reads_images(&self) -> bool {
+        self.patch_size > 0
+    }
+
+    /// Whether the model can be asked for the next token.
+    pub fn predicts_next_token(&self) -> bool {
+        self.causal && self.readout == Readout::Tokens && !self.reads_images()
+    }
+
+    /// How many tokens one sees in block `layer`, itself included; 0 means all before it.
+    pub fn window(&self, layer: usize) -> usize {
+        let here = self.window_blocks.is_empty() || self.window_blocks.contains(&layer);
+        if here { self.window } else { 0 }
     }
 
     /// Heads of keys and values.
@@ -207,9 +277,13 @@ impl ModelConfig {
             ("depth", self.depth, 1 << 12),
             ("width", self.width, 1 << 16),
             ("heads", self.heads, 1 << 16),
+            ("head_dim", self.head_dim.max(1), 1 << 16),
+            ("embed_dim", self.d_embed(), 1 << 16),
             ("kv_heads", self.kv_heads(), 1 << 16),
             ("vocab", self.vocab, 1 << 24),
-            ("context", self.context, 1 << 20),
+            ("context", self.context, 1 << 24),
+            ("patch_size", self.patch_size.max(1), 1 << 12),
+            ("image", self.image.into_iter().max().unwrap_or(0).max(1), 1 << 14),
             ("mlp_ratio", self.mlp_ratio, 1 << 6),
             ("mlp_hidden", self.mlp_hidden.max(1), 1 << 22),
         ] {
@@ -217,7 +291,7 @@ impl ModelConfig {
                 return refuse(key, format!("must lie between 1 and {most}, not {value}"));
             }
         }
-        if !self.width.is_multiple_of(self.heads) {
+        if self.head_dim == 0 && !self.width.is_multiple_of(self.heads) {
             return refuse(
                 "heads",
                 format!("must divide width, and {} does not divide {}", self.heads, self.width),
@@ -247,6 +321,7 @@ impl ModelConfig {
             return refuse("logit_softcap", format!("must be 0 or a size that float32 holds, not {cap}"));
         }
         for (key, value) in [
+            ("embed_scale", self.embed_scale),
             ("alpha", self.alpha),
             ("beta", self.beta.resolve(self.depth)),
             ("attn_skip", self.attn_skip),
@@ -278,7 +353,54 @@ impl ModelConfig {
         Ok(())
     }
 
+    /// Keys that only imported models use so far.
+    fn validate_imported(&self) -> Result<(), ModelError> {
+        let other_width = self.d_attention() != self.width;
+        if other_width && (self.gate != Gate::None || self.value_init == ValueInit::Identity) {
+            let problem = "must leave the heads as wide as the stream together with a gate or value_init \"identity\"";
+            return refuse("head_dim", problem.into());
+        }
+        if self.attention_matrix == AttentionMatrix::Shaped && (!self.causal || self.window > 0) {
+            let problem = "\"shaped\" has a uniform causal part, so attention must be causal and without a window";
+            return refuse("attention_matrix", problem.into());
+        }
+        if self.window > 0 && !self.causal {
+            return refuse("window", "is of the tokens before one, so attention must be causal".into());
+        }
+        if let Some(block) = self.window_blocks.iter().find(|&&block| block >= self.depth) {
+            return refuse("window_blocks", format!("names block {block}, and there are {}", self.depth));
+        }
+        if self.embed_proj && self.d_embed() != self.width {
+            return refuse("embed_proj", "is square, and embed_dim is another width".into());
+        }
+        let [height, width, colours] = self.image;
+        if self.reads_images() {
+            let p = self.patch_size;
+            let whole = [height, width].iter().all(|&side| side >= p && side.is_multiple_of(p));
+            if !whole || colours == 0 {
+                return refuse("image", format!("must be cut into whole patches of {p}, not {:?}", self.image));
+            }
+            let patches = (height / p) * (width / p);
+            if self.context != patches + 1 {
+                return refuse(
+                    "context",
+                    format!("must be {patches} patches and one token, not {}", self.context),
+                );
+            }
+            if self.tie_head || self.has_embed_proj() {
+                return refuse("patch_size", "leaves no token table to tie or to map".into());
+            }
+        } else if self.image != [0; 3] {
+            return refuse("image", "needs patch_size".into());
+        }
+        if self.readout == Readout::None && (self.head_transform || self.head_bias || self.tie_head) {
+            return refuse("readout", "\"none\" leaves no head to tie, to bias or to transform for".into());
+        }
+        Ok(())
+    }
+
     fn validate_combinations(&self) -> Result<(), ModelError> {
+        self.validate_imported()?;
         let post = self.norm_position != NormPosition::Pre;
         if post && self.norm == Norm::None {
             return refuse("norm_position", "\"post\" needs a norm to place, and norm is \"none\"".into());
@@ -356,6 +478,10 @@ fn refuse(key: &'static str, problem: String) -> Result<(), ModelError> {
 
 fn one() -> f64 {
     1.0
+}
+
+fn yes() -> bool {
+    true
 }
 
 fn half() -> f64 {

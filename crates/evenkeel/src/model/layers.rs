@@ -43,6 +43,15 @@ impl Linear {
         })
     }
 
+    /// A matrix between the token table or the head and the stream: orthogonal at the start if it is square.
+    pub(super) fn between(b: &mut Builder, name: &str, sizes: [usize; 2]) -> Result<Self, ModelError> {
+        let start = match sizes[0] == sizes[1] {
+            true => Start::Orthogonal,
+            false => Start::Normal(1.0 / (sizes[0] as f64).sqrt()),
+        };
+        Self::new(b, name.into(), sizes, start, false)
+    }
+
     /// The projection `name` of a block, as the configuration has it.
     pub(super) fn projection(
         b: &mut Builder,
@@ -150,6 +159,14 @@ pub(super) fn normed(tape: &Tape, layer: &Option<NormLayer>, x: &Value) -> Candl
     match layer {
         Some(layer) => layer.forward(tape, x),
         None => Ok(x.clone()),
+    }
+}
+
+/// `x` through the matrix, if there is one.
+pub(super) fn projected(tape: &Tape, layer: &Option<Linear>, x: Value) -> CandleResult<Value> {
+    match layer {
+        Some(layer) => layer.forward(tape, &x, None),
+        None => Ok(x),
     }
 }
 

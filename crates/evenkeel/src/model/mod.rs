@@ -1,8 +1,12 @@
 //! The transformer: configuration, presets, parameters, forward pass.
 
 mod attention;
+mod block;
 mod choices;
 pub mod config;
+mod embedding;
+mod head;
+mod input;
 mod layers;
 mod mlp;
 pub mod params;
@@ -12,10 +16,14 @@ mod transformer;
 #[cfg(test)]
 mod tests;
 
+pub use block::Block;
 pub use config::ModelConfig;
+pub use embedding::Embedding;
+pub use head::Head;
+pub use input::Input;
 pub use params::Parameter;
 pub use presets::{preset, presets};
-pub use transformer::Transformer;
+pub use transformer::{Parts, Reader, Streamed, Transformer};
 
 use crate::error::Hint;
 use thiserror::Error;
@@ -53,6 +61,34 @@ pub enum ModelError {
         /// Longest sequence.
         context: usize,
     },
+    /// Images for a model of tokens, or the other way round.
+    #[error("the model reads {wants}, and was given something else")]
+    WrongInput {
+        /// What it reads.
+        wants: &'static str,
+    },
+    /// Images that the model was not made for.
+    #[error("the model reads images of (colours, height, width) {expected:?}, and was given pixels of shape {found:?}")]
+    ImageSize {
+        /// Shape given.
+        found: Vec<usize>,
+        /// Colours, height and width of the model.
+        expected: [usize; 3],
+    },
+    /// Logits of a bare encoder.
+    #[error("the model has no head, so there are no logits")]
+    NoHead,
+    /// The loss of a model that is no language model read from left to right.
+    #[error("the model does not predict the next token, so it has no loss or perplexity on text")]
+    NoNextToken,
+    /// A parameter that its file no longer gives.
+    #[error("parameter {name} cannot be read: {problem}")]
+    Unreadable {
+        /// Name in the model.
+        name: String,
+        /// Why.
+        problem: String,
+    },
     /// No tokens, or a ragged batch.
     #[error("the batch holds no tokens, or its sequences differ in length")]
     Empty,
@@ -86,6 +122,12 @@ impl Hint for ModelError {
                 "use the tokenizer that the model was trained with, or a model made for this data".into()
             }
             ModelError::TooLong { context, .. } => format!("give sequences of at most {context} tokens"),
+            ModelError::WrongInput { .. } => "give --ids, --text or --data to a model of text, --pixels to one of images".into(),
+            ModelError::ImageSize { .. } => "prepare the images with the model's own image processor".into(),
+            ModelError::NoHead | ModelError::NoNextToken => {
+                "`evenkeel inspect` looks into models of every kind; the other commands want a causal language model".into()
+            }
+            ModelError::Unreadable { .. } => "check that the file is whole and was not changed meanwhile".into(),
             ModelError::Empty => "give at least one sequence, all of one length".into(),
             ModelError::TransformWhileRecording => "run the forward pass with `Tape::off()`".into(),
             ModelError::Tensor(_) => "run again with RUST_BACKTRACE=1 and report what it prints".into(),

@@ -5,6 +5,7 @@
 //! seed and its name alone, so two models share what they have in common.
 
 use super::ModelError;
+use super::transformer::Reader;
 use crate::random::{mix, uniform as uniform_below_one};
 use candle_core::{DType, Device, Tensor};
 use std::collections::BTreeMap;
@@ -37,6 +38,8 @@ pub enum Source<'a> {
     Seed(u64),
     /// These tensors, by name. Each is taken out; what remains was not asked for.
     Tensors(&'a mut BTreeMap<String, Tensor>),
+    /// Read one by one, as they are asked for.
+    Reader(&'a Reader<'a>),
     /// Shapes only: zero-sized stand-ins for counting (`--dry-run`).
     Shapes,
 }
@@ -62,6 +65,16 @@ impl<'a> Builder<'a> {
         matches!(self.source, Source::Shapes)
     }
 
+    /// How many parameters there are so far.
+    pub fn mark(&self) -> usize {
+        self.parameters.len()
+    }
+
+    /// Those since there were `mark`.
+    pub fn since(&self, mark: usize) -> Vec<Parameter> {
+        self.parameters[mark..].to_vec()
+    }
+
     /// The next parameter.
     ///
     /// # Errors
@@ -76,6 +89,7 @@ impl<'a> Builder<'a> {
         let tensor = match &mut self.source {
             Source::Seed(seed) => initial(*seed, &name, shape, start)?,
             Source::Shapes => Tensor::zeros(0, DType::F32, &Device::Cpu)?,
+            Source::Reader(read) => read(&name, shape)?,
             Source::Tensors(map) => match map.remove(&name) {
                 Some(tensor) if tensor.dims() == shape => tensor.contiguous()?,
                 found => {

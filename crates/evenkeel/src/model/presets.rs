@@ -3,7 +3,7 @@
 
 use super::config::{
     AttentionMatrix, Beta, BetaRule, Branches, Gate, Init, ModelConfig, Nonlinearity, Norm, NormPosition,
-    Positions, Projection, QkNorm, QueryInit, SoftmaxChoice, ValueInit,
+    Positions, Projection, QkNorm, QueryInit, Readout, RopeScaling, SoftmaxChoice, ValueInit,
 };
 use crate::ops::Activation;
 
@@ -74,16 +74,21 @@ pub fn preset(name: &str) -> Option<ModelConfig> {
 }
 
 /// What every other preset starts from.
-pub(super) fn pre_ln() -> ModelConfig {
+pub(crate) fn pre_ln() -> ModelConfig {
     use Projection::{Down, K, Out, Q, Up, V};
     ModelConfig {
         preset: "pre_ln".into(),
         depth: 6,
         width: 256,
         heads: 4,
+        head_dim: 0,
         kv_heads: 0,
         vocab: 0,
         context: 128,
+        patch_size: 0,
+        image: [0; 3],
+        embed_dim: 0,
+        embed_scale: 1.0,
         mlp_ratio: 4,
         mlp_hidden: 0,
         norm: Norm::Layer,
@@ -101,6 +106,9 @@ pub(super) fn pre_ln() -> ModelConfig {
         mlp_skip: 1.0,
         alpha: 1.0,
         alpha_trainable: false,
+        causal: true,
+        window: 0,
+        window_blocks: Vec::new(),
         qk_norm: QkNorm::None,
         qk_norm_eps: 1e-6,
         logit_softcap: 0.0,
@@ -114,7 +122,11 @@ pub(super) fn pre_ln() -> ModelConfig {
         positions: Positions::Learned,
         rope_base: 10_000.0,
         rope_fraction: 1.0,
+        rope_scaling: RopeScaling::None,
         tie_head: false,
+        head_bias: false,
+        head_transform: false,
+        readout: Readout::Tokens,
         biases: vec![Q, K, V, Out, Up, Down],
         dropout_embed: 0.0,
         dropout_residual: 0.0,

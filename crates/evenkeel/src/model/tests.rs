@@ -2,7 +2,7 @@
 
 use super::config::{
     AttentionMatrix, Beta, Branches, Gate, Norm, NormPosition, Positions, Projection, QkNorm, QueryInit,
-    SoftmaxChoice, ValueInit,
+    RopeScaling, SoftmaxChoice, ValueInit,
 };
 use super::*;
 use crate::tap::{NoTap, Place, Site, Tap};
@@ -69,6 +69,20 @@ const SETTINGS: &[(&str, &str, Change)] = &[
     ("geglu", "pre_ln", |c| activation(c, "geglu")),
     ("reglu", "pre_ln", |c| activation(c, "reglu")),
     ("mlp_hidden", "pre_ln", |c| c.mlp_hidden = 5),
+    ("geglu_tanh", "pre_ln", |c| activation(c, "geglu_tanh")),
+    ("wide heads", "op", |c| (c.head_dim, c.kv_heads) = (6, 1)),
+    ("qk_norm with epsilon inside", "pre_ln", |c| (c.qk_norm, c.qk_norm_eps) = (QkNorm::RmsInside, 1e-2)),
+    ("window", "pre_ln", |c| c.window = 2),
+    ("window in one block", "pre_rms", |c| (c.window, c.window_blocks) = (3, vec![1])),
+    ("scaled rope", "pre_ln", |c| {
+        (c.positions, c.rope_scaling) = (Positions::Rope, RopeScaling::Linear { factor: 3.0 });
+    }),
+    ("narrow embedding", "pre_ln", |c| c.embed_dim = 3),
+    ("narrow tied embedding", "pre_ln", |c| (c.embed_dim, c.tie_head) = (3, true)),
+    ("scaled embedding", "pre_ln", |c| (c.embed_scale, c.tie_head) = (2.5, true)),
+    ("transform and bias before the head", "post_ln", |c| {
+        (c.head_transform, c.head_bias, c.tie_head) = (true, true, true);
+    }),
     ("dropout", "pre_ln", |c| (c.dropout_embed, c.dropout_residual, c.dropout_attention) = (0.1, 0.2, 0.3)),
     ("dropout in a learned gain", "layerscale", |c| (c.dropout_residual, c.mlp_skip) = (0.2, 0.5)),
 ];

@@ -1,36 +1,135 @@
 //! One transformer. What differs between blocks is data in [`ModelConfig`]; there is one forward pass to read.
 //!
+//! It has three kinds of part: [`Embedding`], [`Block`] and [`Head`]. A [`Transformer`] holds them all; whoever wants one at a
+//! time asks for [`Parts`].
+//!
 //! Shapes: b sequences, t tokens, d width, f MLP hidden, v vocabulary; `x_btd` is (b, t, d).
 
 use super::ModelError;
-use super::attention::Attention;
-use super::config::{Branches, ModelConfig, NormPosition, Positions};
-use super::layers::{Linear, NormLayer, normed, param, visit};
-use super::mlp::Mlp;
-use super::params::{Builder, Parameter, Source, Start};
-use crate::ops::{self, Dropout, Rope};
-use crate::tap::{NoTap, Place, Site, Tap};
-use crate::tape::{Recompute, Tape, Value};
-use candle_core::{Result as CandleResult, Tensor};
+use super::block::Block;
+use super::config::{ModelConfig, Positions};
+use super::embedding::Embedding;
+use super::head::Head;
+use super::input::{Input, check_ids};
+use super::params::{Builder, Parameter, Source};
+use crate::ops::Rope;
+use crate::tap::Tap;
+use crate::tape::{Tape, Value};
+use candle_core::Tensor;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Names and shapes of parameters, in order.
-pub(super) type Shapes = Vec<(String, Vec<usize>)>;
+pub(crate) type Shapes = Vec<(String, Vec<usize>)>;
 
 /// A transformer with its parameters.
 #[derive(Clone, Debug)]
 pub struct Transformer {
     config: ModelConfig,
     parameters: Vec<Parameter>,
-    token: Parameter,
-    position: Option<Parameter>,
-    embed_proj: Option<Linear>,
-    embed_norm: Option<NormLayer>,
-    blocks: Vec<(Attention, Mlp)>,
-    final_norm: Option<NormLayer>,
-    head_proj: Option<Linear>,
-    head: Parameter,
+    embedding: Embedding,
+    blocks: Vec<Block>,
+    head: Head,
+}
+
+/// A model whose parts can be had one at a time: held in memory, or read as they are asked for.
+pub trait Parts {
+    /// What the model is.
+    fn config(&self) -> &ModelConfig;
+
+    /// Number of scalars in all parameters.
+    fn parameter_count(&self) -> usize;
+
+    /// The way in.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    fn embedding(&self) -> Result<Embedding, ModelError>;
+
+    /// Block `layer`, below the model's depth.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    fn block(&self, layer: usize) -> Result<Block, ModelError>;
+
+    /// The way out.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    fn head(&self) -> Result<Head, ModelError>;
+}
+
+impl Parts for Transformer {
+    fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+    fn parameter_count(&self) -> usize {
+        Transformer::parameter_count(self)
+    }
+    fn embedding(&self) -> Result<Embedding, ModelError> {
+        Ok(self.embedding.clone())
+    }
+    fn block(&self, layer: usize) -> Result<Block, ModelError> {
+        Ok(self.blocks[layer].clone())
+    }
+    fn head(&self) -> Result<Head, ModelError> {
+        Ok(self.head.clone())
+    }
+}
+
+/// Reads a parameter of this name and shape.
+pub type Reader<'a> = dyn Fn(&str, &[usize]) -> Result<Tensor, ModelError> + 'a;
+
+/// The parts of a model whose parameters a reader has, built when they are asked for and not kept.
+pub struct Streamed<'a> {
+    config: ModelConfig,
+    parameters: usize,
+    rope: Option<Arc<Rope>>,
+    reader: &'a Reader<'a>,
+}
+
+impl<'a> Streamed<'a> {
+    /// Reads nothing yet.
+    ///
+    /// # Errors
+    /// If the configuration makes no network.
+    pub fn new(config: ModelConfig, reader: &'a Reader<'a>) -> Result<Self, ModelError> {
+        let shapes = Transformer::shapes(config.clone())?;
+        let parameters = shapes.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
+        let rope = rope(&config);
+        Ok(Self { config, parameters, rope, reader })
+    }
+
+    fn part<T>(&self, make: impl FnOnce(&mut Builder) -> Result<T, ModelError>) -> Result<T, ModelError> {
+        let mut b = Builder::new(Source::Reader(self.reader));
+        let part = make(&mut b)?;
+        b.finish()?;
+        Ok(part)
+    }
+}
+
+impl Parts for Streamed<'_> {
+    fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+    fn parameter_count(&self) -> usize {
+        self.parameters
+    }
+    fn embedding(&self) -> Result<Embedding, ModelError> {
+        self.part(|b| Embedding::new(b, &self.config))
+    }
+    fn block(&self, layer: usize) -> Result<Block, ModelError> {
+        self.part(|b| Block::new(b, layer, &self.config, self.rope.clone()))
+    }
+    fn head(&self) -> Result<Head, ModelError> {
+        self.part(|b| Head::new(b, &self.config, None))
+    }
+}
+
+/// The angles that all blocks share.
+fn rope(c: &ModelConfig) -> Option<Arc<Rope>> {
+    let made = || Arc::new(Rope::of_context(c.rope_base, c.rotated(), c.context, c.rope_scaling));
+    (c.positions == Positions::Rope).then(made)
 }
 
 impl Transformer {
@@ -61,54 +160,27 @@ impl Transformer {
         Self::build(config, Source::Shapes).map(|(_, shapes)| shapes)
     }
 
+    /// A model whose parameters `reader` has.
+    ///
+    /// # Errors
+    /// If the configuration makes no network, or the reader's.
+    pub fn read(config: ModelConfig, reader: &Reader) -> Result<Self, ModelError> {
+        Self::build(config, Source::Reader(reader)).map(|(model, _)| model)
+    }
+
     fn build(config: ModelConfig, source: Source) -> Result<(Self, Shapes), ModelError> {
         config.validate()?;
         let c = &config;
-        let (d, v) = (c.width, c.vocab);
         let mut b = Builder::new(source);
-
-        let embed_start = Start::Normal(c.init.std(d));
-        let token = b.parameter("embed.token.weight".into(), &[v, d], embed_start)?;
-        let position = match c.positions {
-            Positions::Learned => {
-                Some(b.parameter("embed.position.weight".into(), &[c.context, d], embed_start)?)
-            }
-            Positions::Rope | Positions::None => None,
-        };
+        let embedding = Embedding::new(&mut b, c)?;
         // Counting parameters needs no angles.
-        let positions = if b.counts_only() { 0 } else { c.context };
-        let rope = (c.positions == Positions::Rope)
-            .then(|| Arc::new(Rope::new(c.rope_base, c.rotated(), positions)));
-        let projection = |b: &mut Builder, name: &str| match c.embed_proj {
-            true => Linear::new(b, name.into(), [d, d], Start::Orthogonal, false).map(Some),
-            false => Ok(None),
-        };
-        let embed_proj = projection(&mut b, "embed.proj")?;
-        let embed_norm = NormLayer::new(&mut b, "embed.norm", c.embed_norm, c)?;
-        let mut blocks = Vec::with_capacity(c.depth);
-        for layer in 0..c.depth {
-            blocks.push((Attention::new(&mut b, layer, c, rope.clone())?, Mlp::new(&mut b, layer, c)?));
-        }
-        let final_norm = NormLayer::new(&mut b, "final_norm", c.final_norm, c)?;
-        let head_proj = projection(&mut b, "head.proj")?;
-        let head =
-            if c.tie_head { token.clone() } else { b.parameter("head.weight".into(), &[v, d], embed_start)? };
-
+        let rope = if b.counts_only() { None } else { rope(c) };
+        let blocks = (0..c.depth).map(|layer| Block::new(&mut b, layer, c, rope.clone()));
+        let blocks = blocks.collect::<Result<Vec<_>, _>>()?;
+        let head = Head::new(&mut b, c, embedding.token_table())?;
         let shapes = std::mem::take(&mut b.shapes);
         let parameters = b.finish()?;
-        let model = Self {
-            config,
-            parameters,
-            token,
-            position,
-            embed_proj,
-            embed_norm,
-            blocks,
-            final_norm,
-            head_proj,
-            head,
-        };
-        Ok((model, shapes))
+        Ok((Self { config, parameters, embedding, blocks, head }, shapes))
     }
 
     /// What the model is.
@@ -153,23 +225,30 @@ impl Transformer {
     ///
     /// # Errors
     /// An id beyond the vocabulary, a sequence longer than the context, or nothing at all.
-    pub fn check_input(&self, ids: &[u32], sequences: usize, tokens: usize) -> Result<(), ModelError> {
-        if ids.is_empty() || ids.len() != sequences * tokens {
-            return Err(ModelError::Empty);
-        }
-        if tokens > self.config.context && self.config.positions == Positions::Learned {
-            return Err(ModelError::TooLong { tokens, context: self.config.context });
-        }
-        match ids.iter().find(|&&id| id as usize >= self.config.vocab) {
-            Some(&id) => Err(ModelError::IdBeyondVocabulary { id, vocab: self.config.vocab }),
-            None => Ok(()),
-        }
+    pub fn check_input(&self, ids: &[u32], sequences: usize) -> Result<(), ModelError> {
+        check_ids(&self.config, ids, sequences)
     }
 
-    /// The forward pass up to and including the final norm: ids (b, t) to x_btd.
+    /// The forward pass up to and including the final norm: (b, t, d).
     ///
     /// # Errors
-    /// Bad ids; or a transforming tap while the tape records.
+    /// Inputs that do not fit; or a transforming tap while the tape records.
+    pub fn run(&self, tape: &Tape, tap: &mut dyn Tap, input: &Input) -> Result<Value, ModelError> {
+        input.check(&self.config)?;
+        if tape.is_recording() && tap.transforms() {
+            return Err(ModelError::TransformWhileRecording);
+        }
+        let mut x_btd = self.embedding.forward(tape, tap, input)?;
+        for block in &self.blocks {
+            x_btd = block.forward(tape, tap, &x_btd)?;
+        }
+        self.head.final_norm(tape, tap, &x_btd)
+    }
+
+    /// [`Self::run`] of token ids.
+    ///
+    /// # Errors
+    /// As there.
     pub fn hidden(
         &self,
         tape: &Tape,
@@ -177,120 +256,13 @@ impl Transformer {
         ids: &[u32],
         sequences: usize,
     ) -> Result<Value, ModelError> {
-        let tokens = ids.len() / sequences.max(1);
-        self.check_input(ids, sequences, tokens)?;
-        if tape.is_recording() && tap.transforms() {
-            return Err(ModelError::TransformWhileRecording);
-        }
-        let token = param(tape, &self.token);
-        let position = self.position.as_ref().map(|p| param(tape, p));
-        let mut x = ops::embedding(tape, &token, position.as_ref(), ids, sequences, tokens)?;
-        x = projected(tape, &self.embed_proj, x)?;
-        x = normed(tape, &self.embed_norm, &x)?;
-        x = ops::dropout(tape, x, Dropout::of(tape, self.config.dropout_embed, 0))?;
-        x = visit(tap, Site::outside(Place::Embed), x)?;
-        for layer in 0..self.blocks.len() {
-            x = match tape.recompute() {
-                Recompute::Block => self.forgetting(tape, tap, &[&x], move |model, tape, tap, x| {
-                    model.block(tape, tap, layer, &x[0])
-                })?,
-                Recompute::None | Recompute::Mlp => self.block(tape, tap, layer, &x)?,
-            };
-        }
-        x = normed(tape, &self.final_norm, &x)?;
-        Ok(visit(tap, Site::outside(Place::FinalNorm), x)?)
-    }
-
-    /// Runs `part` without a record, to be run again with one in the backward pass.
-    fn forgetting(
-        &self,
-        tape: &Tape,
-        tap: &mut dyn Tap,
-        inputs: &[&Value],
-        part: impl Fn(&Self, &Tape, &mut dyn Tap, &[Value]) -> Result<Value, ModelError> + 'static,
-    ) -> Result<Value, ModelError> {
-        let constants: Vec<Value> = inputs.iter().map(|x| Value::constant(x.tensor().clone())).collect();
-        let y = part(self, &tape.twin_off(), tap, &constants)?;
-        let model = self.clone();
-        Ok(tape.push_forgotten(y.tensor().clone(), inputs, move |tape, inputs| {
-            part(&model, tape, &mut NoTap, inputs).map_err(candle_core::Error::wrap)
-        }))
-    }
-
-    /// What leaves block `layer`.
-    fn block(
-        &self,
-        tape: &Tape,
-        tap: &mut dyn Tap,
-        layer: usize,
-        x_btd: &Value,
-    ) -> Result<Value, ModelError> {
-        let (attention, mlp) = &self.blocks[layer];
-        let y_btd = match self.config.branches {
-            Branches::Sequential => {
-                let (h, onto) = self.enter(tape, &attention.norm, x_btd)?;
-                let x = attention.forward(tape, tap, layer, &h, onto)?;
-                let x =
-                    visit(tap, Site::block(layer, Place::ResidMid), self.leave(tape, &attention.norm, x)?)?;
-                self.forget_mlp(tape, tap, &[&x], move |model, tape, tap, x| {
-                    let mlp = &model.blocks[layer].1;
-                    let (h, onto) = model.enter(tape, &mlp.norm, &x[0])?;
-                    let y = mlp.forward(tape, tap, layer, &h, onto)?;
-                    Ok(model.leave(tape, &mlp.norm, y)?)
-                })?
-            }
-            Branches::Parallel | Branches::ParallelTwoNorms => {
-                let (h, onto) = self.enter(tape, &attention.norm, x_btd)?;
-                let own = if mlp.norm.is_some() { x_btd } else { &h };
-                let x = attention.forward(tape, tap, layer, &h, onto)?;
-                self.forget_mlp(tape, tap, &[own, &x], move |model, tape, tap, x| {
-                    let mlp = &model.blocks[layer].1;
-                    mlp.forward(tape, tap, layer, &normed(tape, &mlp.norm, &x[0])?, x[1].clone())
-                })?
-            }
-        };
-        Ok(visit(tap, Site::block(layer, Place::Resid), y_btd)?)
-    }
-
-    /// The MLP's part of a block, forgotten if that is asked for.
-    fn forget_mlp(
-        &self,
-        tape: &Tape,
-        tap: &mut dyn Tap,
-        inputs: &[&Value],
-        part: impl Fn(&Self, &Tape, &mut dyn Tap, &[Value]) -> Result<Value, ModelError> + 'static,
-    ) -> Result<Value, ModelError> {
-        if tape.recompute() == Recompute::Mlp {
-            return self.forgetting(tape, tap, inputs, part);
-        }
-        let inputs: Vec<Value> = inputs.iter().map(|&x| x.clone()).collect();
-        part(self, tape, tap, &inputs)
-    }
-
-    /// What a branch reads, and the stream that it joins.
-    fn enter(&self, tape: &Tape, norm: &Option<NormLayer>, x: &Value) -> CandleResult<(Value, Value)> {
-        Ok(match self.config.norm_position {
-            NormPosition::Pre => (normed(tape, norm, x)?, x.clone()),
-            NormPosition::Post => (x.clone(), x.clone()),
-            NormPosition::PostStream => {
-                let n = normed(tape, norm, x)?;
-                (n.clone(), n)
-            }
-        })
-    }
-
-    /// The stream after a branch has joined it.
-    fn leave(&self, tape: &Tape, norm: &Option<NormLayer>, x: Value) -> CandleResult<Value> {
-        match self.config.norm_position {
-            NormPosition::Post => normed(tape, norm, &x),
-            NormPosition::Pre | NormPosition::PostStream => Ok(x),
-        }
+        self.run(tape, tap, &Input::Tokens { ids: ids.to_vec(), sequences })
     }
 
     /// Logits (b, t, v).
     ///
     /// # Errors
-    /// As [`Self::hidden`].
+    /// As [`Self::run`], and if the model has no head.
     pub fn logits(
         &self,
         tape: &Tape,
@@ -298,15 +270,14 @@ impl Transformer {
         ids: &[u32],
         sequences: usize,
     ) -> Result<Value, ModelError> {
-        let x_btd = projected(tape, &self.head_proj, self.hidden(tape, tap, ids, sequences)?)?;
-        let logits_btv = ops::head_logits(tape, &x_btd, &param(tape, &self.head))?;
-        Ok(visit(tap, Site::outside(Place::Logits), logits_btv)?)
+        let x_btd = self.hidden(tape, tap, ids, sequences)?;
+        self.head.logits(tape, tap, &x_btd)
     }
 
     /// Mean cross-entropy of `targets`, one per id, without holding the logits unless a tap wants them.
     ///
     /// # Errors
-    /// As [`Self::hidden`].
+    /// As [`Self::logits`], and if the model does not predict the next token.
     pub fn loss(
         &self,
         tape: &Tape,
@@ -315,22 +286,11 @@ impl Transformer {
         targets: &[u32],
         sequences: usize,
     ) -> Result<Value, ModelError> {
-        self.check_input(targets, sequences, targets.len() / sequences.max(1))?;
-        let x_btd = projected(tape, &self.head_proj, self.hidden(tape, tap, ids, sequences)?)?;
-        let head = param(tape, &self.head);
-        let logits = Site::outside(Place::Logits);
-        if tap.wants(logits) {
-            let off = tape.twin_off();
-            let plain = Value::constant(x_btd.tensor().clone());
-            visit(tap, logits, ops::head_logits(&off, &plain, &Value::constant(head.tensor().clone()))?)?;
+        if !self.config.predicts_next_token() {
+            return Err(ModelError::NoNextToken);
         }
-        Ok(ops::head_cross_entropy(tape, &x_btd, &head, targets)?)
-    }
-}
-
-fn projected(tape: &Tape, layer: &Option<Linear>, x: Value) -> CandleResult<Value> {
-    match layer {
-        Some(layer) => layer.forward(tape, &x, None),
-        None => Ok(x),
+        self.check_input(targets, sequences)?;
+        let x_btd = self.hidden(tape, tap, ids, sequences)?;
+        self.head.loss(tape, tap, &x_btd, targets)
     }
 }

@@ -68,6 +68,8 @@ pub struct AttentionSpec {
     pub kv_heads: usize,
     /// Whether a token sees only itself and the tokens before it.
     pub causal: bool,
+    /// How many of these it sees, itself included: the latest. 0 means all; a window needs `causal`.
+    pub window: usize,
     /// C of the cap C tanh(score / C) on scaled scores; 0 means none.
     pub softcap: f64,
     /// How scores become probabilities.
@@ -85,6 +87,7 @@ impl AttentionSpec {
             heads,
             kv_heads: heads,
             causal: true,
+            window: 0,
             softcap: 0.0,
             softmax: Softmax::Standard,
             rope: None,
@@ -93,8 +96,8 @@ impl AttentionSpec {
     }
 }
 
-/// QK-norm over each head's channels: an RMSNorm with ε outside the root, or with biases a LayerNorm. Gains and biases are
-/// of shape (d_head).
+/// QK-norm over each head's channels: an RMSNorm with ε outside the root or inside it, or with biases a LayerNorm. Gains and
+/// biases are of shape (d_head).
 #[derive(Clone, Copy)]
 pub struct QkNormSpec<'a> {
     /// Gain of the queries, shared by all heads.
@@ -103,8 +106,25 @@ pub struct QkNormSpec<'a> {
     pub k_gain: &'a Value,
     /// Biases of queries and keys.
     pub biases: Option<(&'a Value, &'a Value)>,
-    /// Added to the RMS, or to the variance.
-    pub eps: f64,
+    /// Where ε stands.
+    pub eps: Epsilon,
+}
+
+/// ε of QK-norm.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Epsilon {
+    /// Added to the RMS (the paper's authors). A LayerNorm has none such: it takes it as [`Self::Inside`].
+    Outside(f64),
+    /// Added to the mean square or the variance, inside the root (Qwen3).
+    Inside(f64),
+}
+
+impl Epsilon {
+    fn value(self) -> f64 {
+        match self {
+            Epsilon::Outside(eps) | Epsilon::Inside(eps) => eps,
+        }
+    }
 }
 
 impl QkNormSpec<'_> {
@@ -130,11 +150,12 @@ pub enum Inner {
 }
 
 /// The kernel's view of norm and rotation, over locked parameters.
-fn prepare<'a>(norm: &'a [Slice], eps: f64, rope: Option<&'a Rope>) -> Prepare<'a> {
+fn prepare<'a>(norm: &'a [Slice], eps: Epsilon, rope: Option<&'a Rope>) -> Prepare<'a> {
+    let (eps_inside, eps) = (matches!(eps, Epsilon::Inside(_)), eps.value() as f32);
     let norm = match norm {
-        [q_gain, k_gain] => Some(QkNorm { q_gain, k_gain, biases: None, eps: eps as f32 }),
+        [q_gain, k_gain] => Some(QkNorm { q_gain, k_gain, biases: None, eps, eps_inside }),
         [q_gain, k_gain, q_bias, k_bias] => {
-            Some(QkNorm { q_gain, k_gain, biases: Some((q_bias, k_bias)), eps: eps as f32 })
+            Some(QkNorm { q_gain, k_gain, biases: Some((q_bias, k_bias)), eps, eps_inside })
         }
         _ => None,
     };
@@ -168,12 +189,13 @@ pub fn attention(
         kv_heads: spec.kv_heads,
         d_head,
         causal: spec.causal,
+        window: spec.window,
         scale: 1.0 / (d_head as f32).sqrt(),
         softcap: spec.softcap as f32,
         softmax: spec.softmax.kernel(),
         compute: tape.compute(),
     };
-    let eps = qk_norm.as_ref().map_or(0.0, |n| n.eps);
+    let eps = qk_norm.as_ref().map_or(Epsilon::Outside(0.0), |n| n.eps);
     let rope = spec.rope.as_ref().map(|rope| rope.at_least(tokens));
     let norm_tensors: Vec<Tensor> = norm.iter().map(|v| v.tensor().clone()).collect();
     let mut out = vec![0.0; q.tensor().elem_count()];
@@ -218,7 +240,7 @@ pub fn attention_composed(
 ) -> Result<Value> {
     let norm = qk_norm.as_ref().map_or(Vec::new(), QkNormSpec::values);
     let inputs: Vec<&Value> = [q, k, v].into_iter().chain(&norm).collect();
-    let eps = qk_norm.as_ref().map_or(0.0, |n| n.eps);
+    let eps = qk_norm.as_ref().map_or(Epsilon::Outside(0.0), |n| n.eps);
     let (sequences, tokens, width) = q.tensor().dims3()?;
     let (heads, kv_heads, d_head) = (spec.heads, spec.kv_heads, width / spec.heads);
     tape.compose(&inputs, |t| {
@@ -243,8 +265,8 @@ pub fn attention_composed(
         }
         let mut scores = inner(Inner::Scores, scores)?;
         if spec.causal {
-            scores =
-                scores.broadcast_add(&causal_mask(tokens, scores.dtype())?.to_device(scores.device())?)?;
+            let mask = causal_mask(tokens, spec.window, scores.dtype())?.to_device(scores.device())?;
+            scores = scores.broadcast_add(&mask)?;
         }
         let mut probs = inner(Inner::Probs, spec.softmax.composed(&scores)?)?;
         if let Some(dropout) = spec.dropout {
@@ -255,17 +277,21 @@ pub fn attention_composed(
 }
 
 /// QK-norm of x (sequences, tokens, heads, d_head), merged again.
-fn normalised(x: &Tensor, gain: &Tensor, bias: Option<&Tensor>, eps: f64) -> Result<Tensor> {
+fn normalised(x: &Tensor, gain: &Tensor, bias: Option<&Tensor>, eps: Epsilon) -> Result<Tensor> {
     let (sequences, tokens, heads, d_head) = x.dims4()?;
     let y = match bias {
         None => {
-            let rms = x.sqr()?.mean_keepdim(D::Minus1)?.sqrt()?;
-            x.broadcast_div(&(rms + eps)?)?.broadcast_mul(gain)?
+            let mean_square = x.sqr()?.mean_keepdim(D::Minus1)?;
+            let rms = match eps {
+                Epsilon::Outside(eps) => (mean_square.sqrt()? + eps)?,
+                Epsilon::Inside(eps) => (mean_square + eps)?.sqrt()?,
+            };
+            x.broadcast_div(&rms)?.broadcast_mul(gain)?
         }
         Some(bias) => {
             let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
             let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
-            centred.broadcast_div(&(variance + eps)?.sqrt()?)?.broadcast_mul(gain)?.broadcast_add(bias)?
+            centred.broadcast_div(&(variance + eps.value())?.sqrt()?)?.broadcast_mul(gain)?.broadcast_add(bias)?
         }
     };
     y.reshape((sequences, tokens, heads * d_head))
@@ -282,9 +308,11 @@ pub(super) fn shared_by_heads(x: &Tensor, heads: usize) -> Result<Tensor> {
     repeated.contiguous()?.reshape((sequences, tokens, heads, d_head))
 }
 
-/// 0 where a token may look, -1e30 after it: far below any score, and finite, so that 0 · mask stays 0.
-fn causal_mask(tokens: usize, dtype: DType) -> Result<Tensor> {
-    let mask: Vec<f32> =
-        (0..tokens).flat_map(|i| (0..tokens).map(move |j| if j > i { -1e30 } else { 0.0 })).collect();
+/// 0 where a token may look, -1e30 after it and before its window: far below any score, and finite, so that 0 · mask stays 0.
+fn causal_mask(tokens: usize, window: usize, dtype: DType) -> Result<Tensor> {
+    let hidden = |i: usize, j: usize| j > i || window > 0 && i - j >= window;
+    let mask: Vec<f32> = (0..tokens)
+        .flat_map(|i| (0..tokens).map(move |j| if hidden(i, j) { -1e30 } else { 0.0 }))
+        .collect();
     Tensor::from_vec(mask, (tokens, tokens), &candle_core::Device::Cpu)?.to_dtype(dtype)
 }

@@ -1,21 +1,13 @@
-//! The output head: logits `x Wᵀ`, and head with cross-entropy as one operation that never holds them all.
+//! The output head with cross-entropy as one operation that never holds all logits `x Wᵀ`.
 
 use super::all_fast;
-use super::linear::{flat, linear};
+use super::linear::flat;
 use crate::slices::{slice, tensor, with_slice_mut};
 use crate::tape::{Tape, Value};
 use candle_core::{D, Result, Tensor};
 use evenkeel_kernels::xent;
 
-/// Logits (sequences, tokens, vocab) of x (sequences, tokens, width) with W (vocab, width).
-///
-/// # Errors
-/// If shapes disagree.
-pub fn head_logits(tape: &Tape, x: &Value, weight: &Value) -> Result<Value> {
-    linear(tape, x, weight, None, None)
-}
-
-/// Mean over tokens of -log softmax(x Wᵀ) at the target, a scalar in float64 for float64 inputs and float32
+/// Mean over tokens of -log softmax(x Wᵀ + b) at the target, a scalar in float64 for float64 inputs and float32
 /// otherwise. `targets` are ids below the vocabulary (checked by the caller).
 ///
 /// The kernel computes the gradients during the forward pass, while a chunk of logits is in cache, and the
@@ -23,11 +15,18 @@ pub fn head_logits(tape: &Tape, x: &Value, weight: &Value) -> Result<Value> {
 ///
 /// # Errors
 /// If shapes disagree.
-pub fn head_cross_entropy(tape: &Tape, x: &Value, weight: &Value, targets: &[u32]) -> Result<Value> {
+pub fn head_cross_entropy(
+    tape: &Tape,
+    x: &Value,
+    weight: &Value,
+    bias: Option<&Value>,
+    targets: &[u32],
+) -> Result<Value> {
     let _span = tape.span("head");
-    let inputs = [x, weight];
-    if !all_fast(&inputs) {
-        return tape.compose(&inputs, |t| composed(&t[0], &t[1], targets));
+    let inputs: Vec<&Value> = [x, weight].into_iter().chain(bias).collect();
+    // The kernel knows no bias, which no model that is trained here has by default.
+    if !all_fast(&inputs) || bias.is_some() {
+        return tape.compose(&inputs, |t| composed(&t[0], &t[1], t.get(2), targets));
     }
     let (_, width) = flat(x.tensor())?;
     let (loss, gradients) = {
@@ -54,9 +53,12 @@ pub fn head_cross_entropy(tape: &Tape, x: &Value, weight: &Value, targets: &[u32
     }))
 }
 
-fn composed(x: &Tensor, weight: &Tensor, targets: &[u32]) -> Result<Tensor> {
+fn composed(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, targets: &[u32]) -> Result<Tensor> {
     let (rows, width) = flat(x)?;
-    let logits = x.reshape((rows, width))?.matmul(&weight.t()?)?;
+    let mut logits = x.reshape((rows, width))?.matmul(&weight.t()?)?;
+    if let Some(bias) = bias {
+        logits = logits.broadcast_add(bias)?;
+    }
     let peak = logits.max_keepdim(D::Minus1)?.detach();
     let shifted = logits.broadcast_sub(&peak)?;
     let log_sum = shifted.exp()?.sum_keepdim(D::Minus1)?.log()?;

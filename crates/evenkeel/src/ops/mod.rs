@@ -21,15 +21,15 @@ mod shaped;
 mod tests;
 
 pub use activation::{Activation, gated_unit};
-pub use attention::{AttentionSpec, Inner, QkNormSpec, Softmax, attention, attention_composed};
+pub use attention::{AttentionSpec, Epsilon, Inner, QkNormSpec, Softmax, attention, attention_composed};
 pub use dropout::{Dropout, dropout};
 pub use embedding::embedding;
 pub use gate::{constant_logits, gate_by, gate_logits, gate_network, openness, sigmoid_gate};
-pub use head::{head_cross_entropy, head_logits};
+pub use head::head_cross_entropy;
 pub use linear::{linear, linear_onto};
 pub use norm::{NormSpec, dynamic_tanh, norm};
 pub use residual::{residual, scale};
-pub use rope::Rope;
+pub use rope::{Rope, RopeScaling};
 pub use shaped::shaped;
 
 use crate::slices::is_fast;

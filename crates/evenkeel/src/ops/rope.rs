@@ -5,7 +5,69 @@
 
 use candle_core::{Device, Result, Tensor};
 use evenkeel_kernels::attention as kernel;
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
+
+/// How angles are stretched so that a model goes beyond the length that it was trained on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum RopeScaling {
+    /// Not at all.
+    #[default]
+    None,
+    /// Every angle is divided by this factor (arXiv 2306.15595).
+    Linear {
+        /// The factor.
+        factor: f64,
+    },
+    /// Sequences of T > `original` tokens have the base times (factor T / original - factor + 1)^(r / (r - 2)), r the
+    /// number of rotated channels; shorter ones are not changed.
+    Dynamic {
+        /// The factor.
+        factor: f64,
+        /// Length that the model was trained on.
+        original: f64,
+    },
+    /// Llama 3.1: waves longer than original / low are stretched by the factor, those shorter than original / high not
+    /// at all, and those between by a share linear in their number per `original` tokens.
+    Llama3 {
+        /// The factor.
+        factor: f64,
+        /// Waves per `original` tokens up to which the factor acts in full.
+        low: f64,
+        /// Waves per `original` tokens from which on it does not act.
+        high: f64,
+        /// Length that the model was trained on.
+        original: f64,
+    },
+}
+
+impl RopeScaling {
+    /// Angle of each of `half` pairs per position, in a sequence of `tokens`.
+    fn frequencies(self, base: f64, half: usize, tokens: usize) -> Vec<f64> {
+        let powers = |base: f64| (0..half).map(move |c| base.powf(-(c as f64) / half as f64));
+        match self {
+            RopeScaling::Dynamic { factor, original } if tokens as f64 > original => {
+                let stretch = factor * tokens as f64 / original - (factor - 1.0);
+                // With a single pair there is no wave to stretch: its frequency is 1 at any base.
+                let power = if half > 1 { half as f64 / (half as f64 - 1.0) } else { 0.0 };
+                powers(base * stretch.powf(power)).collect()
+            }
+            RopeScaling::None | RopeScaling::Dynamic { .. } => powers(base).collect(),
+            RopeScaling::Linear { factor } => powers(base).map(|w| w / factor).collect(),
+            RopeScaling::Llama3 { factor, low, high, original } => {
+                let share = |w: f64| {
+                    let waves = original * w / std::f64::consts::TAU;
+                    ((waves - low) / (high - low)).clamp(0.0, 1.0)
+                };
+                powers(base).map(|w| w / factor * (1.0 - share(w)) + w * share(w)).collect()
+            }
+        }
+    }
+}
+
+/// Positions that a table holds from the start; few sequences are longer, and models claim up to a million.
+const MADE_AT_ONCE: usize = 4096;
 
 /// Cosines and sines of a model's angles.
 #[derive(Clone, Debug, PartialEq)]
@@ -13,27 +75,38 @@ pub struct Rope {
     half: usize,
     positions: usize,
     base: f64,
+    scaling: RopeScaling,
     cos: Vec<f32>,
     sin: Vec<f32>,
 }
 
 impl Rope {
-    /// For positions below `positions`; `rotated` channels, an even number.
-    pub fn new(base: f64, rotated: usize, positions: usize) -> Self {
+    /// For sequences of up to `positions` tokens; `rotated` channels, an even number.
+    pub fn new(base: f64, rotated: usize, positions: usize, scaling: RopeScaling) -> Self {
         let half = rotated / 2;
-        let frequencies = frequencies(base, half);
+        let frequencies = scaling.frequencies(base, half, positions);
         let table = |f: fn(f64) -> f64| {
             let row = |t: usize| frequencies.iter().map(move |&w| f(t as f64 * w) as f32);
             (0..positions).flat_map(row).collect()
         };
-        Self { half, positions, base, cos: table(f64::cos), sin: table(f64::sin) }
+        Self { half, positions, base, scaling, cos: table(f64::cos), sin: table(f64::sin) }
     }
 
-    /// This table, or one with as many more positions as a longer sequence needs.
+    /// For a model of `context` positions: what of the table is worth having at once. The angles of a dynamic scaling depend
+    /// on the length beyond `original`, so that no table serves two of those.
+    pub fn of_context(base: f64, rotated: usize, context: usize, scaling: RopeScaling) -> Self {
+        let shared = match scaling {
+            RopeScaling::Dynamic { original, .. } => original as usize,
+            _ => context,
+        };
+        Self::new(base, rotated, context.min(shared).min(MADE_AT_ONCE), scaling)
+    }
+
+    /// This table, or that of a longer sequence.
     pub(super) fn at_least(self: &Arc<Self>, tokens: usize) -> Arc<Self> {
         match tokens <= self.positions {
             true => self.clone(),
-            false => Arc::new(Self::new(self.base, 2 * self.half, tokens)),
+            false => Arc::new(Self::new(self.base, 2 * self.half, tokens, self.scaling)),
         }
     }
 
@@ -44,7 +117,7 @@ impl Rope {
     /// x (sequences, tokens, heads, d_head), turned by angles in float64.
     pub(super) fn composed(&self, x: &Tensor) -> Result<Tensor> {
         let (_, tokens, _, d_head) = x.dims4()?;
-        let frequencies = frequencies(self.base, self.half);
+        let frequencies = self.scaling.frequencies(self.base, self.half, tokens.max(self.positions));
         let make = |f: fn(f64) -> f64| {
             let row = |t: usize| frequencies.iter().map(move |&w| f(t as f64 * w));
             let values: Vec<f64> = (0..tokens).flat_map(row).collect();
@@ -63,18 +136,13 @@ impl Rope {
     }
 }
 
-/// Angle of each pair per position.
-fn frequencies(base: f64, half: usize) -> Vec<f64> {
-    (0..half).map(|c| base.powf(-(c as f64) / half as f64)).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn a_rotation_keeps_lengths_and_depends_on_the_distance_alone() -> Result<()> {
-        let rope = Rope::new(100.0, 6, 4);
+        let rope = Rope::new(100.0, 6, 4, RopeScaling::None);
         let row: Vec<f64> = (0..8).map(|i| (i as f64 * 1.3).sin()).collect();
         let x = Tensor::from_vec(row.repeat(6), (1, 6, 1, 8), &Device::Cpu)?;
         // Longer than the table.

@@ -130,11 +130,13 @@ fn norm_kernel_is_its_composition() {
 /// Every kind of attention: what is done to queries and keys, to scores, and how heads share keys.
 fn attention_kinds() -> Vec<(AttentionSpec, usize)> {
     let plain = AttentionSpec::causal(4);
-    let rope = |rotated| Some(std::sync::Arc::new(Rope::new(50.0, rotated, 9)));
+    let rope = |rotated| Some(std::sync::Arc::new(Rope::new(50.0, rotated, 9, RopeScaling::Linear { factor: 2.0 })));
     let clipped = Softmax::Clipped { gamma: -0.05, eta: 1.1 };
     let mut kinds = vec![
         plain.clone(),
         AttentionSpec { causal: false, ..plain.clone() },
+        AttentionSpec { window: 5, ..plain.clone() },
+        AttentionSpec { window: 70, kv_heads: 2, softcap: 0.5, softmax: clipped, ..plain.clone() },
         AttentionSpec { kv_heads: 2, ..plain.clone() },
         AttentionSpec { kv_heads: 1, rope: rope(6), ..plain.clone() },
         AttentionSpec { rope: rope(4), ..plain.clone() },
@@ -166,7 +168,8 @@ fn attention_kernel_is_its_composition() {
                     q_gain: &v[3],
                     k_gain: &v[4],
                     biases: v.get(5).zip(v.get(6)),
-                    eps: 1e-6,
+                    // Large enough to matter, and on both sides of the root.
+                    eps: if spec.causal { Epsilon::Outside(1e-2) } else { Epsilon::Inside(1e-2) },
                 });
                 attention(tape, &v[0], &v[1], &v[2], norm, &spec)
             });
@@ -250,7 +253,7 @@ fn head_kernel_is_its_composition() {
     for (rows, width, vocab) in [(1, 3, 2), (5, 17, 33), (300, 8, 50)] {
         let targets: Vec<u32> = (0..rows as u32).map(|i| (i * 7) % vocab as u32).collect();
         let inputs = [numbers(&[1, rows, width], 50), numbers(&[vocab, width], 51)];
-        check("head", &inputs, &|tape, v| head_cross_entropy(tape, &v[0], &v[1], &targets));
+        check("head", &inputs, &|tape, v| head_cross_entropy(tape, &v[0], &v[1], None, &targets));
     }
 }
 
@@ -269,7 +272,7 @@ fn nan_goes_through_every_kernel() -> Result<()> {
     assert!(sees_nan(linear(&tape, &x, &w, None, Some(Activation::Gelu))?)?);
     assert!(sees_nan(norm(&tape, &x, None, None, NormSpec { centred: true, eps: 1e-5 })?)?);
     assert!(sees_nan(attention(&tape, &x, &x, &x, None, spec)?)?);
-    let loss = head_cross_entropy(&tape, &x, &w, &[0; 8])?;
+    let loss = head_cross_entropy(&tape, &x, &w, None, &[0; 8])?;
     assert!(loss.tensor().to_scalar::<f32>()?.is_nan());
     Ok(())
 }

@@ -81,7 +81,7 @@ fn kept_per_token(c: &ModelConfig) -> (usize, usize) {
             Nonlinearity::Plain(_) => 2,
         };
     // q, their weighted values, k and v, and log Σ exp of each head.
-    let kernel = 2 * d + 2 * c.kv_heads() * c.d_head() + c.heads;
+    let kernel = 2 * c.d_attention() + 2 * c.kv_heads() * c.d_head() + c.heads;
     // Composed: the context before the gate or the other terms, and with dropout a handful of T × T matrices per head.
     let gate = when(c.gate != Gate::None, d + c.heads);
     let shaped = when(c.attention_matrix == AttentionMatrix::Shaped, 3 * d);

@@ -1,0 +1,139 @@
+//! A model on disk: its configuration and where its parameters lie, known before any of them is read.
+//!
+//! Ours and those of other architectures are opened alike. Everything that does not fit, missing, misshapen or left over, is
+//! found from the headers of the files and reported at once. Then the model is loaded whole, or its parts are read one at a
+//! time.
+
+use super::hf::{self, Found, Layout};
+use super::weights::Weights;
+use super::{CheckpointError, Result, files, own_config, resolve};
+use crate::model::{ModelConfig, ModelError, Streamed, Transformer};
+use crate::slices::tensor;
+use candle_core::Tensor;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// A model whose parameters are still in their files.
+pub struct OnDisk {
+    folder: PathBuf,
+    config: ModelConfig,
+    weights: Weights,
+    found: BTreeMap<String, Found>,
+}
+
+impl OnDisk {
+    /// Opens a run directory, one of its checkpoints, a Hugging Face folder, or the name of a model on the Hub that is in the
+    /// cache.
+    ///
+    /// # Errors
+    /// If there is none, if it is of an architecture that is not known, or if files and configuration do not fit together.
+    pub fn open(model: &Path) -> Result<Self> {
+        let folder = resolve(model)?;
+        let path = folder.join("config.json");
+        let value: serde_json::Value = files::read_json(&path)?;
+        let setup = hf::read_config(&path, &value)?;
+        let (config, map) = match setup {
+            Some(setup) => (setup.config, Some(setup.map)),
+            None => (own_config(&path, value)?, None),
+        };
+        let fit = |source| CheckpointError::Model { path: folder.clone(), source };
+        let shapes = Transformer::shapes(config.clone()).map_err(fit)?;
+        let weights = Weights::open(&folder)?;
+        let (mut found, mut problems) = (BTreeMap::new(), Vec::new());
+        for (parameter, shape) in shapes {
+            let place = match &map {
+                Some(map) => map.find(&weights, &parameter),
+                None => Ok(Found { layout: Layout::Same, name: parameter.clone(), row_of: None }),
+            };
+            match place {
+                Ok(place) => match weights.shape(&place.name) {
+                    Some(stored) if !place.layout.fits(stored, &shape) => problems.push(format!(
+                        "{} has shape {stored:?}, not {}",
+                        place.name,
+                        place.layout.expected(&shape)
+                    )),
+                    None if place.layout.is_stored() => problems.push(format!("{} is missing", place.name)),
+                    _ => {
+                        if let Some(row) = place.row_of.as_ref().and_then(|name| weights.shape(name))
+                            && row.get(1..) != shape.get(1..)
+                        {
+                            problems.push(format!("{:?} has rows of another width", place.row_of));
+                        }
+                        found.insert(parameter, place);
+                    }
+                },
+                Err(name) => problems.push(format!("{name} is missing")),
+            }
+        }
+        let used: std::collections::BTreeSet<&str> = found
+            .values()
+            .flat_map(|f| [Some(f.name.as_str()), f.row_of.as_deref()])
+            .flatten()
+            .collect();
+        let spare = |name: &&str| !used.contains(name) && map.as_ref().is_none_or(|m| !m.ignores(name));
+        // A tensor of the wrong shape was named already.
+        let named = |name: &&str| !problems.iter().any(|p: &String| p.starts_with(&format!("{name} has")));
+        let left: Vec<String> = weights
+            .names()
+            .filter(spare)
+            .filter(named)
+            .map(|name| format!("{name} is not part of this model"))
+            .collect();
+        problems.extend(left);
+        if !problems.is_empty() {
+            return Err(fit(ModelError::Weights { problems }));
+        }
+        Ok(Self { folder, config, weights, found })
+    }
+
+    /// What the model is.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// The folder with its config.json.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// A number that tells weights apart: of names, shapes and contents, whatever files hold them. Not cryptographic.
+    pub fn digest(&self) -> u64 {
+        self.weights.digest()
+    }
+
+    /// Reads one parameter.
+    fn parameter(&self, name: &str, shape: &[usize]) -> std::result::Result<Tensor, ModelError> {
+        let unreadable =
+            |problem: String| ModelError::Unreadable { name: name.to_string(), problem };
+        let place = self.found.get(name).ok_or_else(|| unreadable("it is not stored".into()))?;
+        let read = |stored: &str| self.weights.read(stored).map_err(|e| unreadable(e.to_string()));
+        let stored = if place.layout.is_stored() { read(&place.name)? } else { Vec::new() };
+        let row = match &place.row_of {
+            Some(other) => {
+                self.weights.read_rows(other, 0..1).map_err(|e| unreadable(e.to_string()))?
+            }
+            None => Vec::new(),
+        };
+        Ok(tensor(place.layout.read(stored, shape, &self.config, &row), shape)?)
+    }
+
+    /// The model, all of it in memory.
+    ///
+    /// # Errors
+    /// If a parameter cannot be read.
+    pub fn load(&self) -> Result<Transformer> {
+        Transformer::read(self.config.clone(), &|name, shape| self.parameter(name, shape))
+            .map_err(|source| CheckpointError::Model { path: self.folder.clone(), source })
+    }
+
+    /// Gives `f` the model's parts, each read when it is asked for and dropped when it was used.
+    ///
+    /// # Errors
+    /// If the configuration makes no network.
+    pub fn with_parts<T>(&self, f: impl FnOnce(&Streamed) -> T) -> Result<T> {
+        let reader = |name: &str, shape: &[usize]| self.parameter(name, shape);
+        let parts = Streamed::new(self.config.clone(), &reader)
+            .map_err(|source| CheckpointError::Model { path: self.folder.clone(), source })?;
+        Ok(f(&parts))
+    }
+}
