@@ -1,13 +1,13 @@
-"""Check modeling_evenkeel.py, the file by which transformers reads an exported folder, against the golden blocks.
+"""Check modeling_evenkeel.py, by which transformers reads an exported folder, against the golden blocks.
 
-For each variant of blocks.json: a folder with config.json, the golden parameters (float32) and the file is made, loaded
-by AutoModelForCausalLM with trust_remote_code, and run. Logits, hidden states and loss must be those of
-blocks_GROUP.safetensors. Then rows padded on the left and on the right must have the logits of their real tokens,
-and the folder that save_pretrained writes must give the same bits. Two variants generate five tokens, the likeliest
-at each step. Tables that describe another network than the file can compute must be refused.
+For each variant of blocks.json: a folder with config.json, the golden parameters (float32) and the file is made,
+loaded by AutoModelForCausalLM with trust_remote_code, and run. Logits, hidden states and loss must be those of
+blocks_GROUP.safetensors. Then rows padded on the left and on the right must have the logits of their tokens alone,
+and the folder that save_pretrained writes must give the same bits. Two variants generate five tokens, the
+likeliest at each step. Tables that describe another network than the file can compute must be refused.
 
-Prints the largest deviations; exits with 1 if one is above 1e-4. Needs transformers, which no other script does,
-and writes nothing but temporary folders.
+Prints the largest deviations; exits with 1 if one is above 1e-4. Needs transformers, and writes nothing but
+temporary folders.
 """
 
 import json
@@ -23,6 +23,7 @@ os.environ["HF_MODULES_CACHE"] = f"{scratch.name}/modules"  # where transformers
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import blocks
@@ -89,17 +90,17 @@ def farthest(a, b):
 
 def sites(model, golden):
     """Deviations of one pass from the golden one."""
-    output = model(golden["ids"], labels=golden["ids"], output_hidden_states=True)
-    own_loss = torch.nn.functional.cross_entropy(output.logits.flatten(0, 1), golden["targets"].flatten())
-    wanted = [golden["site.embed"]] + [golden[f"site.blocks.{i}.resid"] for i in range(model.config.num_hidden_layers)]
-    assert len(output.hidden_states) == len(wanted)
-    shifted = torch.nn.functional.cross_entropy(
-        golden["site.logits"][:, :-1].flatten(0, 1), golden["ids"][:, 1:].flatten()
-    )
+    ids, logits = golden["ids"], golden["site.logits"]
+    output = model(ids, labels=ids, output_hidden_states=True)
+    depth = model.config.num_hidden_layers
+    hidden = [golden["site.embed"], *(golden[f"site.blocks.{i}.resid"] for i in range(depth))]
+    assert len(output.hidden_states) == len(hidden)
+    shifted = cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    loss = cross_entropy(output.logits.flatten(0, 1), golden["targets"].flatten())
     return {
-        "logits": farthest(output.logits, golden["site.logits"]),
-        "hidden": max(farthest(a, b) for a, b in zip(output.hidden_states, wanted)),
-        "loss": max(abs(own_loss.item() - golden["loss"].item()), abs((output.loss - shifted).item())),
+        "logits": farthest(output.logits, logits),
+        "hidden": max(farthest(a, b) for a, b in zip(output.hidden_states, hidden)),
+        "loss": max(farthest(loss, golden["loss"][0]), farthest(output.loss, shifted)),
     }
 
 
@@ -115,15 +116,13 @@ def padded(model, ids):
 
 
 def generates(model, ids):
-    """Whether five greedy tokens after two, with a padded row beside, are the likeliest ones; and with a cache asked for."""
-    prompt = ids[:1, :2]
-    wanted = prompt
+    """Whether five greedy tokens are the likeliest ones, with a padded row beside, whatever use_cache says."""
+    wanted = ids[:1, :2]
     for _ in range(5):
         wanted = torch.cat([wanted, model(wanted).logits[:, -1:].argmax(-1)], dim=1)
-    rows = torch.cat([torch.zeros_like(prompt[:, :1]), prompt[:, 1:]], dim=1)
-    batch, mask = torch.cat([prompt, rows]), torch.tensor([[1, 1], [0, 1]])
-    found = [model.generate(batch, attention_mask=mask, max_new_tokens=5, do_sample=False, use_cache=cache, pad_token_id=0)
-             for cache in (False, True)]
+    rows, mask = torch.stack([ids[0, :2], ids[1, :2]]), torch.tensor([[1, 1], [0, 1]])
+    options = {"attention_mask": mask, "max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
+    found = [model.generate(rows, use_cache=cache, **options) for cache in (False, True)]
     return all(torch.equal(rows[:1], wanted) for rows in found)
 
 
@@ -170,13 +169,15 @@ def main():
     worst = {}
     for name, config in configs.items():
         preset = blocks.PRESETS[config["preset"]]
-        table = asdict(replace(preset, **{k: v for k, v in config.items() if k != "preset"})) | {"init": "fan_in"}
+        changes = {key: value for key, value in config.items() if key != "preset"}
+        table = asdict(replace(preset, **changes)) | {"init": "fan_in"}
         found = check(name, table, golden[name])
         print(f"{name}: " + ", ".join(f"{what} {deviation:.1e}" for what, deviation in found.items()))
         for what, deviation in found.items():
             worst[what] = max(worst.get(what, (0.0, "")), (deviation, name))
     check_refusals(table)
-    print(f"{len(configs)} variants; largest: " + ", ".join(f"{what} {d:.1e} ({n})" for what, (d, n) in worst.items()))
+    largest = ", ".join(f"{what} {deviation:.1e} ({name})" for what, (deviation, name) in worst.items())
+    print(f"{len(configs)} variants; largest: {largest}")
     sys.exit(max(d for d, _ in worst.values()) > LIMIT)
 
 

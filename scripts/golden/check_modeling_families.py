@@ -1,19 +1,20 @@
 """Check modeling_evenkeel.py against other models of transformers, for the keys that the golden blocks lack.
 
-Each family below is a tiny model of random weights. Its tensors, renamed, and a table [model] that describes it make a folder
-that must give the same logits. Prints the deviations; exits with 1 if one is above 1e-4.
+Each family below is a tiny model of random weights. Its tensors, renamed, and a table [model] that describes it
+make a folder that must give the same logits. Prints the deviations; exits with 1 if one is above 1e-4.
 
-    llama_*    rope_scaling            mistral, qwen3   window, window_blocks, qk_norm rms_inside, head_dim
-    gemma      embed_scale, geglu_tanh, head_dim        opt   embed_dim        phi   head_bias
+    llama_linear, llama_dynamic, llama3   rope_scaling     mistral, qwen3   window, window_blocks
+    llama3, qwen3, gemma   head_dim                        qwen3            qk_norm "rms_inside"
+    gemma   embed_scale, geglu_tanh                        opt, phi         embed_dim, head_bias
 
 `causal = false` has no family here: in a model of one block, the last token sees the same with and without it.
 """
 
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
-from check_modeling import LIMIT, farthest, load, scratch, write_folder  # first: it sets where code is copied
+from check_modeling import LIMIT, farthest, load, scratch, write_folder  # before transformers, see there
 
 import torch
 from transformers import AutoModelForCausalLM, CONFIG_MAPPING
@@ -33,17 +34,15 @@ LLAMA = {
     "positions": "rope", "biases": [],
 }  # fmt: skip
 
-# Names inside a block, theirs to ours; what is not listed keeps its name.
+# Parts of names, theirs to ours, in this order.
 NAMES = {
-    "model.decoder.": "", "model.": "", "layers.": "blocks.", "embed_tokens": "embed.token",
-    "embed_positions": "embed.position", "project_in": "embed.proj", "project_out": "head.proj", "lm_head": "head",
-    "self_attn.q_norm.weight": "attn.q_norm.gain", "self_attn.k_norm.weight": "attn.k_norm.gain",
-    "self_attn_layer_norm.weight": "attn.norm.gain", "self_attn_layer_norm.bias": "attn.norm.bias",
-    "self_attn.": "attn.", "q_proj": "q", "k_proj": "k", "v_proj": "v", "o_proj": "out", "out_proj": "out",
-    "attn.dense": "attn.out", "input_layernorm.weight": "attn.norm.gain", "input_layernorm.bias": "attn.norm.bias",
-    "post_attention_layernorm.weight": "mlp.norm.gain", "gate_proj": "gate", "up_proj": "up", "down_proj": "down",
-    "final_layer_norm": "mlp.norm", "mlp.norm.weight": "mlp.norm.gain", "mlp.fc1": "mlp.up", "mlp.fc2": "mlp.down",
-    ".fc1": ".mlp.up", ".fc2": ".mlp.down", "final_layernorm.": "final_norm.",
+    "model.": "", "decoder.": "", "layers.": "blocks.", "lm_head": "head", "embed_tokens": "embed.token",
+    "embed_positions": "embed.position", "project_in": "embed.proj", "project_out": "head.proj",
+    "self_attn_layer_norm": "attn.norm", "input_layernorm": "attn.norm", "self_attn.": "attn.",
+    "post_attention_layernorm": "mlp.norm", "q_proj": "q", "k_proj": "k", "v_proj": "v", "o_proj": "out",
+    "out_proj": "out", "attn.dense": "attn.out", "gate_proj": "gate", "up_proj": "up", "down_proj": "down",
+    "mlp.fc": "fc", "fc1": "mlp.up", "fc2": "mlp.down", "final_layernorm": "final_norm",
+    "norm.weight": "norm.gain",
 }  # fmt: skip
 
 
@@ -55,18 +54,21 @@ def families():
     """Yield name, model type, its configuration, and our table."""
     llama = {"rope_base": 100.0} | LLAMA
     yield "llama_linear", "llama", GATED | rope("linear", factor=3.0), llama | {"rope_scaling": "linear(3)"}
-    short = GATED | {"max_position_embeddings": 8}
-    yield "llama_dynamic", "llama", short | rope("dynamic", factor=2.0), llama | {"rope_scaling": "dynamic(2, 8)"}
+    short = GATED | {"max_position_embeddings": 8} | rope("dynamic", factor=2.0)
+    yield "llama_dynamic", "llama", short, llama | {"rope_scaling": "dynamic(2, 8)"}
+    long = GATED | {"max_position_embeddings": 128}
     numbers = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
     yield (
-        "llama3", "llama", GATED | {"head_dim": 16} | rope("llama3", factor=8.0, **numbers),
+        "llama3", "llama", long | {"head_dim": 16} | rope("llama3", factor=8.0, **numbers),
         llama | {"head_dim": 16, "rope_scaling": "llama3(8, 1, 4, 64)"},
     )  # fmt: skip
     yield "mistral", "mistral", GATED | rope("default") | {"sliding_window": 4}, llama | {"window": 4}
     yield (
         "qwen3", "qwen3",
-        GATED | rope("default") | {"head_dim": 10, "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1},
-        llama | {"head_dim": 10, "window": 4, "window_blocks": [1], "qk_norm": "rms_inside", "qk_norm_eps": 1e-3},
+        GATED | rope("default")
+        | {"head_dim": 10, "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1},
+        llama
+        | {"head_dim": 10, "window": 4, "window_blocks": [1], "qk_norm": "rms_inside", "qk_norm_eps": 1e-3},
     )  # fmt: skip
     yield (
         "gemma", "gemma", GATED | rope("default") | {"head_dim": 10, "hidden_activation": "gelu_pytorch_tanh"},
@@ -79,8 +81,8 @@ def families():
     yield (
         "phi", "phi", SIZES | {"intermediate_size": 40} | rope("default", partial_rotary_factor=2 / 3),
         {
-            "branches": "parallel", "positions": "rope", "rope_base": 100.0, "rope_fraction": 2 / 3, "head_bias": True,
-            "activation": "gelu_tanh", "mlp_hidden": 40,
+            "branches": "parallel", "positions": "rope", "rope_base": 100.0, "rope_fraction": 2 / 3,
+            "head_bias": True, "activation": "gelu_tanh", "mlp_hidden": 40,
         },
     )  # fmt: skip
 
@@ -90,26 +92,27 @@ def renamed(kind, tensors):
     ours = {}
     for name, tensor in tensors.items():
         if kind == "gemma" and "norm" in name:
-            tensor = tensor + 1  # its gains are stored as the distance from 1
+            tensor = tensor + 1  # it stores gains by their distance from 1
+        if kind == "opt" and "embed_positions" in name:
+            tensor = tensor[2:]  # its first two rows are for padding
         for theirs, mine in NAMES.items():
-            if not (theirs == "final_layer_norm" and "layers" not in name and "blocks" not in name):
-                name = name.replace(theirs, mine)
-        if name.startswith(("norm.", "final_layer_norm.")):
-            name = "final_norm." + name.split(".")[1]
-        if name.endswith("norm.weight"):
-            name = name.removesuffix("weight") + "gain"
-        if kind == "opt" and name == "embed.position.weight":
-            tensor = tensor[2:]  # its first two rows are never used
-        ours[name] = tensor.contiguous().clone()
+            name = name.replace(theirs, mine)
+        # OPT has one name for the norm of the MLP and the last norm
+        last = "mlp.norm" if name.startswith("blocks.") else "final_norm"
+        name = name.replace("final_layer_norm", last)
+        if name.startswith("norm."):
+            name = f"final_{name}"
+        ours[name.replace("norm.weight", "norm.gain")] = tensor.clone()
     return ours
 
 
 def table(changes):
-    return asdict(replace(blocks.PRESETS["pre_ln"])) | BASE | changes
+    return asdict(blocks.PRESETS["pre_ln"]) | BASE | changes
 
 
 def random_model(kind, config):
-    model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](**config), attn_implementation="eager").eval()
+    config = CONFIG_MAPPING[kind](**config)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     for name, parameter in model.named_parameters():
         spread = 0.2 if parameter.dim() == 1 else parameter.shape[-1] ** -0.5
         parameter.add_(torch.randn_like(parameter) * spread)
@@ -117,20 +120,17 @@ def random_model(kind, config):
 
 
 def check_causal(ids):
-    """Deviation of the last token's logits, and that of the first, which must not be small."""
-    one = table({"depth": 1})
-    folder = Path(scratch.name) / "causal"
-    params = {n: torch.randn(s) * 0.3 for n, (s, _, _) in blocks.parameter_list(replace(blocks.Model(**SHAPE))).items()}
+    """Deviation of the last token's logits with and without the mask; those of the first token must differ."""
+    shape = blocks.Model(depth=1, width=WIDTH, heads=HEADS, vocab=VOCAB, context=CONTEXT)
+    listed = blocks.parameter_list(shape)
+    params = {name: torch.randn(size) * 0.3 for name, (size, _, _) in listed.items()}
     logits = []
     for causal in (True, False):
         folder = Path(scratch.name) / f"causal_{causal}"
-        write_folder(folder, one | {"causal": causal}, params)
+        write_folder(folder, table({"depth": 1, "causal": causal}), params)
         logits.append(load(folder)(ids).logits)
     assert farthest(logits[0][:, 0], logits[1][:, 0]) > 1e-2
     return farthest(logits[0][:, -1], logits[1][:, -1])
-
-
-SHAPE = {k: v for k, v in BASE.items() if k != "init"} | {"depth": 1}
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ reads. With branch f (attention, then MLP), norm N, gain s on the stream and bet
 
 for each branch in turn or, parallel, for both at once. Shapes: B sequences, T tokens, d width, H heads.
 There is no key-value cache: `generate` runs the whole sequence for every token. An attention mask [B, T] hides
-padding on either side, and positions count from the first token that is not padding. A model made without weights
+padding on either side, and positions count from the first token that is not padding. A model without weights
 starts as torch's layers do, not as evenkeel starts one.
 """
 
@@ -251,9 +251,8 @@ def probabilities(m, scores, seen):
     """Attention probabilities of scores [B, H, T, T]: zero where a key is not seen."""
     # not -inf: a padded query may see no key, and must stay finite
     scores = wide(scores).masked_fill(~seen, torch.finfo(scores.dtype).min)
-    if m.softmax == "null_slot":  # one more key, of score 0 and value 0
-        return torch.softmax(F.pad(scores, (0, 1)), dim=-1)[..., :-1].masked_fill(~seen, 0.0)
-    probs = torch.softmax(scores, dim=-1)
+    slots = F.pad(scores, (0, 1)) if m.softmax == "null_slot" else scores  # one more key, of score and value 0
+    probs = torch.softmax(slots, dim=-1)[..., : scores.shape[-1]]
     if m.softmax == "clipped":
         gamma, eta = m.numbers["softmax"] or (-12 / m.context, 1.0)
         probs = ((eta - gamma) * probs + gamma).clamp(0.0, 1.0)
@@ -434,7 +433,6 @@ class EvenkeelForCausalLM(PreTrainedModel, GenerationMixin):
     # Where config.tie_word_embeddings is true: transformers 5 reads the pair, 4 its first name.
     _tied_weights_keys = {"head.weight": "embed.token.weight"}
     _no_split_modules = ["Block"]
-    _supports_cache_class = False
     accepts_loss_kwargs = False  # the loss is a mean over the batch it is given
 
     def __init__(self, config):
@@ -471,8 +469,8 @@ class EvenkeelForCausalLM(PreTrainedModel, GenerationMixin):
     ):  # fmt: skip
         """Logits of `input_ids` [B, T]; of the last tokens only with `logits_to_keep`.
 
-        `attention_mask` [B, T] is 0 where there is padding. `labels` [B, T] are shifted here; -100 leaves one out
-        of the loss. `hidden_states` are the embedding output and each block's, before the final norm.
+        `attention_mask` [B, T] is 0 where there is padding. `labels` [B, T] are shifted here; -100 leaves one
+        out of the loss. `hidden_states` are the embedding output and each block's, before the final norm.
         """
         m, tokens = self.m, input_ids.shape[1]
         if m.positions == "learned" and tokens > m.context:
