@@ -53,16 +53,17 @@ def machine():
     return info
 
 
-def sitting(sides, pairs, limit, raw, told):
-    """All pairs, the sides (name -> command) one after the other in each: what each printed, also written to `raw`; and why a
-    side was given up, after which it does not run again. `told` makes the line for stderr of a result."""
+def sitting(sides, pairs, limit, raw, told, run=last_json, in_turn=False):
+    """All pairs, the sides (name -> command) one after the other in each: what `run` gave for each, also written to `raw`; and
+    why a side was given up, after which it does not run again. `told` makes the line for stderr of a result. With `in_turn`
+    every second pair runs the sides in reverse."""
     rounds, lost = [], {}
     for pair in range(pairs):
         row = {}
-        for side, command in sides.items():
+        for side, command in reversed(sides.items()) if in_turn and pair % 2 else sides.items():
             if side in lost:
                 continue
-            result = last_json(command, limit)
+            result = run(command, limit)
             raw.write(json.dumps({"pair": pair, "side": side, **result}) + "\n")
             raw.flush()
             if "failed" in result:
