@@ -14,7 +14,6 @@ import json
 import os
 import pathlib
 import re
-import resource
 import time
 
 import numpy as np
@@ -32,12 +31,19 @@ from site_metrics import (
     weight_figures,
 )
 
-IMPORTED = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
 BATCH_TOKENS = 4096
 GRAM_TOKENS = 4096
 HEADER_BYTES = 1024
-MEASURED = "measured"
+MEASURED = "measured"  # our name for attention that is measured
+
+
+def peak_memory():
+    """VmHWM, which unlike the resource usage starts anew with the program."""
+    text = pathlib.Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\s*(\d+) kB", text)[1]) * 1024
+
+
+IMPORTED = peak_memory()
 
 
 class Clock:
@@ -237,12 +243,6 @@ def inspect(model, ids_st, seen):
         "seconds_branches": seen.clock.seconds["branches"],
         "seconds_by_part": {"forward": seconds_batches - inside, **seen.clock.seconds},
     }
-
-
-def peak_memory():
-    """VmHWM, which unlike the resource usage starts anew with the program."""
-    text = pathlib.Path("/proc/self/status").read_text()
-    return int(re.search(r"VmHWM:\s*(\d+) kB", text)[1]) * 1024
 
 
 def main():
