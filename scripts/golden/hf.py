@@ -64,9 +64,18 @@ def write_case(case, folder):
     single = sites_of(load(case, folder, torch.float32), inputs)
     absolute, relative = deviation(single, expected)
 
-    about = {"case": case.name, "model": case.model, "transformers": transformers.__version__, "weights": case.dtype}
+    about = {
+        "case": case.name,
+        "model": case.model,
+        "transformers": transformers.__version__,
+        "weights": case.dtype,
+    }
     given = {"ids" if name == "input_ids" else name: x.numpy() for name, x in inputs.items()}
-    write(folder / "expected.safetensors", given | {name: x.float().numpy() for name, x in expected.items()}, about)
+    write(
+        folder / "expected.safetensors",
+        given | {name: x.float().numpy() for name, x in expected.items()},
+        about,
+    )
     for file in folder.iterdir():
         file.chmod(0o644)
     size = sum(file.stat().st_size for file in folder.iterdir())
@@ -135,7 +144,9 @@ def draw_inputs(case, config, generator):
     if config.model_type == "vit":
         size = config.image_size
         height, width = size if isinstance(size, (list, tuple)) else (size, size)
-        return {"pixel_values": torch.randn(TOGETHER, config.num_channels, height, width, generator=generator)}
+        return {
+            "pixel_values": torch.randn(TOGETHER, config.num_channels, height, width, generator=generator)
+        }
     ids = torch.randint(FIRST_ID, config.vocab_size, (TOGETHER, case.length), generator=generator)
     return {"input_ids": ids}
 
@@ -158,7 +169,9 @@ def sites_of(model, inputs):
 def deviation(got, want):
     """Largest deviation of any site, absolute and relative to the site's largest value."""
     pairs = [((got[name] - x).abs().max().item(), x.abs().max().item()) for name, x in want.items()]
-    return max(difference for difference, _ in pairs), max(difference / largest for difference, largest in pairs)
+    return max(difference for difference, _ in pairs), max(
+        difference / largest for difference, largest in pairs
+    )
 
 
 def assert_same(case, built, loaded):

@@ -19,8 +19,8 @@ class Case:
     length: int = 11  # of the sequences of ids; image models have as many positions as patches and one
     dtype: str = "float32"  # of the stored weights
     version: int = 5  # of `transformers` that the config.json is written as
-    keys: dict = field(default_factory=dict)  # put into config.json last
-    absent: tuple = ()  # keys taken out of config.json last
+    keys: dict = field(default_factory=dict)  # put into a version 4 config.json last
+    absent: tuple = ()  # keys taken out of a version 4 config.json last
     pickled: bool = False  # pytorch_model.bin instead of model.safetensors
     shard_bytes: int = 0  # shards of at most this size; 0: one file
     tensors: Callable | None = None  # (tensors as version 5 names them, config) -> tensors of the file
@@ -39,7 +39,7 @@ def opt(name, model="OPTForCausalLM", config={}, **rest):
 
 
 def neox(name, config={}, **rest):
-    sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 36}
+    sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 30}
     sizes |= {"vocab_size": 31, "max_position_embeddings": 16}
     return Case(f"gpt_neox_{name}", "GPTNeoXForCausalLM", sizes | config, **rest)
 
@@ -69,7 +69,16 @@ def rope(theta, kind="default", **rest):
 
 CASES = [
     gpt2("1_tied"),
-    gpt2("2_untied", config={"n_inner": 23, "activation_function": "relu", "tie_word_embeddings": False}, version=4),
+    gpt2(
+        "2_untied",
+        config={
+            "n_inner": 23,
+            "activation_function": "relu",
+            "tie_word_embeddings": False,
+            "layer_norm_epsilon": 1e-2,
+        },
+        version=4,
+    ),
     gpt2(
         "3_hub",
         config={"activation_function": "gelu", "n_inner": None, "n_embd": 12},
@@ -82,19 +91,28 @@ CASES = [
     gpt2("4_bare", "GPT2Model", {"n_layer": 3, "n_inner": None, "n_embd": 12}, length=9),
     opt("1_pre", version=4, dtype="float16", keys={"prefix": "</s>"}),
     opt("2_post", config={"do_layer_norm_before": False, "word_embed_proj_dim": 10}, length=13),
-    opt("3_plain", config={"activation_function": "gelu", "enable_bias": False, "layer_norm_elementwise_affine": False}),
+    opt(
+        "3_plain",
+        config={"activation_function": "gelu", "enable_bias": False, "layer_norm_elementwise_affine": False},
+    ),
     opt("4_bin", version=4, pickled=True, tensors=layouts.opt_of_the_hub),
     opt("5_bare", "OPTModel", {"num_hidden_layers": 3}),
     neox(
         "1_parallel",
         config=rope(10000.0, partial_rotary_factor=0.25),
         version=4,
+        keys={"rotary_emb_base": 10000},
         pickled=True,
         tensors=layouts.gpt_neox_of_the_hub,
     ),
     neox(
         "2_sequential",
-        config={"use_parallel_residual": False, "attention_bias": False, "hidden_act": "gelu_new"}
+        config={
+            "use_parallel_residual": False,
+            "attention_bias": False,
+            "hidden_act": "gelu_new",
+            "layer_norm_eps": 1e-2,
+        }
         | rope(500.0, partial_rotary_factor=1.0),
     ),
     neox(
@@ -111,7 +129,7 @@ CASES = [
     gated(
         "Llama",
         "2_llama3",
-        {"head_dim": 10, "attention_bias": True, "mlp_bias": True, "num_hidden_layers": 3, "rms_norm_eps": 1e-5}
+        {"head_dim": 10, "attention_bias": True, "mlp_bias": True, "rms_norm_eps": 1e-2}
         | rope(
             10.0,
             "llama3",
@@ -140,7 +158,12 @@ CASES = [
         tensors=layouts.llama_of_the_hub,
     ),
     gated("Mistral", "1_window", {"sliding_window": 5}, length=13, version=4, absent=("head_dim",)),
-    gated("Mistral", "2_full", {"sliding_window": None, "num_key_value_heads": 1}, version=4),
+    gated(
+        "Mistral",
+        "2_full",
+        {"sliding_window": None, "num_key_value_heads": 1, "rms_norm_eps": 1e-2},
+        version=4,
+    ),
     gated("Mistral", "3_head_dim", {"head_dim": 6, "sliding_window": 4} | rope(500.0), dtype="bfloat16"),
     gated(
         "Qwen2",
@@ -152,7 +175,8 @@ CASES = [
     gated(
         "Qwen2",
         "2_window",
-        {"num_hidden_layers": 3, "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1},
+        {"num_hidden_layers": 3, "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}
+        | {"rms_norm_eps": 1e-2},
         length=13,
     ),
     gated(
@@ -163,7 +187,7 @@ CASES = [
         dtype="bfloat16",
         version=4,
     ),
-    gated("Qwen3", "1_bias", {"head_dim": 6, "attention_bias": True}),
+    gated("Qwen3", "1_bias", {"head_dim": 6, "attention_bias": True, "rms_norm_eps": 1e-2}),
     gated("Qwen3", "2_tied", {"head_dim": 10, "tie_word_embeddings": True} | rope(1000000.0), version=4),
     gated(
         "Qwen3",
@@ -188,14 +212,22 @@ CASES = [
         version=4,
         keys={"hidden_activation": "gelu_pytorch_tanh"},
     ),
-    gated("Gemma", "3_grouped", {"head_dim": 6} | rope(500.0)),
+    gated("Gemma", "3_grouped", {"head_dim": 6, "rms_norm_eps": 1e-2} | rope(500.0)),
     encoder("Bert", "1_mlm"),
     encoder("Bert", "2_pooler", "Model", version=4),
-    encoder("Bert", "3_bare", "Model", {"num_hidden_layers": 3}, length=9, arguments={"add_pooling_layer": False}),
+    encoder(
+        "Bert", "3_bare", "Model", {"num_hidden_layers": 3}, length=9, arguments={"add_pooling_layer": False}
+    ),
     encoder(
         "Bert",
         "4_untied",
-        config={"hidden_act": "relu", "hidden_size": 15, "num_attention_heads": 3, "tie_word_embeddings": False},
+        config={
+            "hidden_act": "relu",
+            "hidden_size": 15,
+            "num_attention_heads": 3,
+            "tie_word_embeddings": False,
+            "layer_norm_eps": 1e-2,
+        },
         version=4,
     ),
     encoder(
@@ -211,12 +243,16 @@ CASES = [
     encoder(
         "Roberta",
         "3_eps",
-        config={"layer_norm_eps": 1e-3},
+        config={"layer_norm_eps": 1e-2},
         dtype="float16",
         version=4,
         tensors=layouts.roberta_of_the_hub,
     ),
     vit("1_classes", config={"num_labels": 5}),
     vit("2_bare", "ViTModel", {"qkv_bias": False, "num_hidden_layers": 3, "patch_size": 4}, version=4),
-    vit("3_oblong", config={"image_size": [6, 8], "num_channels": 1, "hidden_act": "gelu_new", "num_labels": 4}),
+    vit(
+        "3_oblong",
+        config={"image_size": [6, 8], "num_channels": 1, "hidden_act": "gelu_new", "num_labels": 4}
+        | {"layer_norm_eps": 1e-2},
+    ),
 ]

@@ -12,15 +12,24 @@ import torch
 # Classes whose own default is an untied head; version 4 left `tie_word_embeddings` out where it was true elsewhere.
 UNTIED = {"llama", "mistral", "qwen2", "qwen3", "gpt_neox"}
 # Written by version 4 only where they differed from these.
-COMMON = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None, "is_decoder": False, "add_cross_attention": False}
+COMMON = {
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+    "is_decoder": False,
+    "add_cross_attention": False,
+}
+# Of version 5 alone.
+NEW = {"layer_types", "use_bidirectional_attention", "pooler_act", "pooler_output_size"}
 
 
 def config_v4(config):
     """The keys that version 4 would have saved for `config`, a version 5 config.json."""
-    old = {key: value for key, value in config.items() if key not in COMMON or value != COMMON[key]}
+    old = {
+        key: value for key, value in config.items() if key not in NEW and (key, value) not in COMMON.items()
+    }
     old["torch_dtype"] = old.pop("dtype")
     old["transformers_version"] = "4.44.2"
-    old.pop("layer_types", None)
     if old.get("tie_word_embeddings") and old["model_type"] not in UNTIED:
         del old["tie_word_embeddings"]
     if old["model_type"] in ("bert", "roberta"):

@@ -60,6 +60,10 @@ def record(model, **inputs):
         if last is not None and torch.equal(entering, last):
             sites["final_norm"] = leaving
     if getattr(output, "logits", None) is not None:
-        logits = output.logits
-        sites["logits"] = logits if logits.ndim == 3 else logits[:, None]
+        sites["logits"] = positions(output.logits)
     return sites, output
+
+
+def positions(logits):
+    """Logits with an axis of positions: a classifier's [B, classes] have one."""
+    return logits if logits.ndim == 3 else logits[:, None]
