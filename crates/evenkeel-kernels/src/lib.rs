@@ -2,8 +2,8 @@
 //!
 //! No tensor library is known here. Every function takes row-major slices and sizes, checks the sizes
 //! once, and then runs on the global rayon pool. This is the only crate of the workspace with `unsafe`:
-//! it is needed for run-time instruction-set dispatch ([`isa`]) and for threads that write disjoint
-//! strided parts of one buffer ([`threads::Shared`]).
+//! it is needed for run-time instruction-set dispatch ([`isa`]), for threads that write disjoint
+//! strided parts of one buffer ([`threads::Shared`]), and for files in memory ([`memory::MappedFile`]).
 //!
 //! Two rules hold everywhere:
 //!

@@ -1,4 +1,4 @@
-//! The allocator that a program with big buffers wants, and its two settings.
+//! The allocator that a program with big buffers wants, and its two settings; and files in memory without a copy.
 //!
 //! A training step makes and drops hundreds of megabytes of activations. A general allocator gives such pages back to
 //! the system and takes them anew, each to be cleared and faulted in: a tenth to a quarter of a step. And with pages of
@@ -15,6 +15,9 @@
 //! ```
 
 pub use mimalloc::MiMalloc as Allocator;
+
+use std::fs::File;
+use std::io;
 
 /// The value of the `#[global_allocator]`.
 pub const ALLOCATOR: Allocator = Allocator;
@@ -33,5 +36,30 @@ pub fn keep_pages() {
     unsafe {
         libmimalloc_sys::mi_option_set_default(ALLOW_LARGE_OS_PAGES, 1);
         libmimalloc_sys::mi_option_set_default(PURGE_DELAY, -1);
+    }
+}
+
+/// The bytes of a file, brought into memory as they are looked at.
+#[derive(Debug)]
+pub struct MappedFile(memmap2::Mmap);
+
+impl MappedFile {
+    /// Maps a whole file. Whoever cuts the file short meanwhile ends this process when it looks there.
+    ///
+    /// # Errors
+    /// If the system cannot map it.
+    pub fn new(file: &File) -> io::Result<Self> {
+        // SAFETY: the map is private and only read, as bytes, for which every value is valid. What the type system cannot
+        // promise is that nobody changes the file meanwhile. Programs write files of weights beside their place and
+        // rename them, which leaves a map as it was; where one is written over in place, readers of a map can see bytes
+        // of both versions, as readers of the file do. So no caller may rely on bytes to be the same when it looks
+        // again: those in this workspace check lengths and copy numbers out.
+        unsafe { memmap2::Mmap::map(file) }.map(Self)
+    }
+}
+
+impl AsRef<[u8]> for MappedFile {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
     }
 }

@@ -13,6 +13,7 @@ pub mod weights;
 
 pub use on_disk::OnDisk;
 pub use tensors::{read_tensors, write_tensors};
+pub use weights::WeightsError;
 
 use crate::error::Hint;
 use crate::model::{ModelConfig, ModelError, Transformer};
@@ -74,6 +75,9 @@ pub enum CheckpointError {
         /// What does not fit.
         source: ModelError,
     },
+    /// Files of weights that cannot be read.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
     /// A tensor that cannot be written.
     #[error("tensor operation failed: {0}")]
     Tensor(#[from] candle_core::Error),
@@ -97,6 +101,7 @@ impl Hint for CheckpointError {
                 "--to evenkeel exports every causal language model, with a modelling file of its own".into()
             }
             CheckpointError::Model { source, .. } => source.hint(),
+            CheckpointError::Weights(e) => e.hint(),
             CheckpointError::Tensor(_) => "run again with RUST_BACKTRACE=1 and report what it prints".into(),
         }
     }
