@@ -36,8 +36,13 @@ impl Inputs {
     }
 
     fn run(&self) -> Results {
-        let norm =
-            self.gains.as_ref().map(|(q_gain, k_gain)| QkNorm { q_gain, k_gain, biases: None, eps: EPS, eps_inside: false });
+        let norm = self.gains.as_ref().map(|(q_gain, k_gain)| QkNorm {
+            q_gain,
+            k_gain,
+            biases: None,
+            eps: EPS,
+            eps_inside: false,
+        });
         let norm = Prepare { norm, rope: None };
         let mut out = vec![f32::NAN; self.q.len()];
         let lse = forward(self.shape, &self.q, &self.k, &self.v, norm, &mut out);
@@ -318,7 +323,8 @@ fn sizes_that_disagree_are_refused() {
             let zeros = |n: usize| vec![0.0f32; n];
             let (q, k, v) = (zeros(lengths[0]), zeros(lengths[1]), zeros(lengths[2]));
             let (q_gain, k_gain) = (zeros(gains[0]), zeros(gains[1]));
-            let norm = Some(QkNorm { q_gain: &q_gain, k_gain: &k_gain, biases: None, eps: EPS, eps_inside: false });
+            let norm =
+                Some(QkNorm { q_gain: &q_gain, k_gain: &k_gain, biases: None, eps: EPS, eps_inside: false });
             let norm = Prepare { norm, rope: None };
             let (mut out, lse, d_out) = (zeros(lengths[3]), zeros(lengths[4]), zeros(lengths[5]));
             if lengths[4] == 8 && lengths[5] == 24 {

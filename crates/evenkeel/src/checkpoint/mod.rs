@@ -245,7 +245,8 @@ pub fn write_model(dir: &Path, model: &Transformer, tokenizer: Option<&Path>) ->
 /// Writes config.json of a model of ours, with the keys of the object `more` beside its own.
 fn write_config(dir: &Path, config: &ModelConfig, more: serde_json::Value) -> Result<()> {
     let path = dir.join("config.json");
-    let damaged = |e: serde_json::Error| CheckpointError::Damaged { path: path.clone(), problem: e.to_string() };
+    let damaged =
+        |e: serde_json::Error| CheckpointError::Damaged { path: path.clone(), problem: e.to_string() };
     let file = ConfigFile {
         model_type: MODEL_TYPE.into(),
         architectures: vec!["EvenkeelForCausalLM".into()],
@@ -305,10 +306,8 @@ pub fn load_model(path: &Path) -> Result<Transformer> {
 
 /// The `[model]` table in a config.json of ours.
 fn own_config(path: &Path, value: serde_json::Value) -> Result<ModelConfig> {
-    let damaged = |e: serde_json::Error| CheckpointError::Damaged {
-        path: path.to_path_buf(),
-        problem: e.to_string(),
-    };
+    let damaged =
+        |e: serde_json::Error| CheckpointError::Damaged { path: path.to_path_buf(), problem: e.to_string() };
     let file: ConfigFile = serde_json::from_value(value).map_err(damaged)?;
     serde_json::from_value(file.model).map_err(damaged)
 }

@@ -65,11 +65,8 @@ impl OnDisk {
                 Err(name) => problems.push(format!("{name} is missing")),
             }
         }
-        let used: std::collections::BTreeSet<&str> = found
-            .values()
-            .flat_map(|f| [Some(f.name.as_str()), f.row_of.as_deref()])
-            .flatten()
-            .collect();
+        let used: std::collections::BTreeSet<&str> =
+            found.values().flat_map(|f| [Some(f.name.as_str()), f.row_of.as_deref()]).flatten().collect();
         let spare = |name: &&str| !used.contains(name) && map.as_ref().is_none_or(|m| !m.ignores(name));
         // A tensor of the wrong shape was named already.
         let named = |name: &&str| !problems.iter().any(|p: &String| p.starts_with(&format!("{name} has")));
@@ -103,15 +100,12 @@ impl OnDisk {
 
     /// Reads one parameter.
     fn parameter(&self, name: &str, shape: &[usize]) -> std::result::Result<Tensor, ModelError> {
-        let unreadable =
-            |problem: String| ModelError::Unreadable { name: name.to_string(), problem };
+        let unreadable = |problem: String| ModelError::Unreadable { name: name.to_string(), problem };
         let place = self.found.get(name).ok_or_else(|| unreadable("it is not stored".into()))?;
         let read = |stored: &str| self.weights.read(stored).map_err(|e| unreadable(e.to_string()));
         let stored = if place.layout.is_stored() { read(&place.name)? } else { Vec::new() };
         let row = match &place.row_of {
-            Some(other) => {
-                self.weights.read_rows(other, 0..1).map_err(|e| unreadable(e.to_string()))?
-            }
+            Some(other) => self.weights.read_rows(other, 0..1).map_err(|e| unreadable(e.to_string()))?,
             None => Vec::new(),
         };
         Ok(tensor(place.layout.read(stored, shape, &self.config, &row), shape)?)

@@ -54,6 +54,12 @@ impl ChannelStats {
         kurtosis(&self.0.deviations)
     }
 
+    /// Root mean square of each channel.
+    pub fn channel_rms(&self) -> Vec<f64> {
+        let tokens = self.0.rows.max(1) as f64;
+        self.0.squares().iter().map(|sum| (sum / tokens).sqrt()).collect()
+    }
+
     /// Root mean square of all entries. `None` without tokens.
     pub fn rms(&self) -> Option<f64> {
         let entries = self.0.rows as f64 * self.width() as f64;

@@ -96,6 +96,11 @@ impl SiteStats {
         self.gram.as_ref().map(GramStats::tokens)
     }
 
+    /// RMS of each channel over all tokens seen.
+    pub fn channel_rms(&self) -> Vec<f64> {
+        self.channels.channel_rms()
+    }
+
     /// Tokens that `mmr` was taken over, those left out included.
     pub fn mmr_tokens(&self) -> u64 {
         self.max_median.tokens()

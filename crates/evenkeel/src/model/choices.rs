@@ -425,8 +425,16 @@ mod tests {
     #[test]
     fn choices_with_numbers_survive_being_written() {
         let softmaxes = ["standard", "clipped", "clipped(-0.03, 1)", "null_slot"];
-        let activations =
-            ["relu", "leaky_relu(0.1)", "gelu_tanh", "swiglu", "geglu", "geglu_tanh", "reglu", "squared_relu"];
+        let activations = [
+            "relu",
+            "leaky_relu(0.1)",
+            "gelu_tanh",
+            "swiglu",
+            "geglu",
+            "geglu_tanh",
+            "reglu",
+            "squared_relu",
+        ];
         for text in ["none", "linear(8)", "dynamic(2.5, 2048)", "llama3(8, 1, 4, 8192)"] {
             assert_eq!(RopeScaling::try_from(text.to_string()).unwrap().to_string(), text);
         }

@@ -357,11 +357,13 @@ impl ModelConfig {
     fn validate_imported(&self) -> Result<(), ModelError> {
         let other_width = self.d_attention() != self.width;
         if other_width && (self.gate != Gate::None || self.value_init == ValueInit::Identity) {
-            let problem = "must leave the heads as wide as the stream together with a gate or value_init \"identity\"";
+            let problem =
+                "must leave the heads as wide as the stream together with a gate or value_init \"identity\"";
             return refuse("head_dim", problem.into());
         }
         if self.attention_matrix == AttentionMatrix::Shaped && (!self.causal || self.window > 0) {
-            let problem = "\"shaped\" has a uniform causal part, so attention must be causal and without a window";
+            let problem =
+                "\"shaped\" has a uniform causal part, so attention must be causal and without a window";
             return refuse("attention_matrix", problem.into());
         }
         if self.window > 0 && !self.causal {
@@ -378,7 +380,10 @@ impl ModelConfig {
             let p = self.patch_size;
             let whole = [height, width].iter().all(|&side| side >= p && side.is_multiple_of(p));
             if !whole || colours == 0 {
-                return refuse("image", format!("must be cut into whole patches of {p}, not {:?}", self.image));
+                return refuse(
+                    "image",
+                    format!("must be cut into whole patches of {p}, not {:?}", self.image),
+                );
             }
             let patches = (height / p) * (width / p);
             if self.context != patches + 1 {

@@ -52,7 +52,9 @@ impl Embedding {
             }
         };
         let position = match c.positions {
-            Positions::Learned => Some(b.parameter("embed.position.weight".into(), &[c.context, d], start)?),
+            Positions::Learned => {
+                Some(b.parameter("embed.position.weight".into(), &[c.context, d], start)?)
+            }
             Positions::Rope | Positions::None => None,
         };
         let proj = match c.has_embed_proj() {
@@ -119,7 +121,9 @@ impl Embedding {
                     None => x,
                 }
             }
-            (Table::Tokens(_), Input::Images { .. }) => return Err(ModelError::WrongInput { wants: "token ids" }),
+            (Table::Tokens(_), Input::Images { .. }) => {
+                return Err(ModelError::WrongInput { wants: "token ids" });
+            }
             (Table::Patches { .. }, Input::Tokens { .. }) => {
                 return Err(ModelError::WrongInput { wants: "images" });
             }

@@ -50,13 +50,7 @@ impl Head {
         };
         let transform = match c.head_transform {
             true => Some(Transform {
-                matrix: Linear::new(
-                    b,
-                    "head.transform".into(),
-                    [d, d],
-                    Start::Normal(c.init.std(d)),
-                    true,
-                )?,
+                matrix: Linear::new(b, "head.transform".into(), [d, d], Start::Normal(c.init.std(d)), true)?,
                 activation: c.activation.activation(),
                 norm: NormLayer::new(b, "head.norm", Norm::Layer, c)?,
             }),

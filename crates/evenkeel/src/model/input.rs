@@ -2,6 +2,7 @@
 
 use super::ModelError;
 use super::config::{ModelConfig, Positions};
+use crate::data::Batch;
 use candle_core::Tensor;
 
 /// A batch of inputs, all of one length.
@@ -19,6 +20,12 @@ pub enum Input {
         /// The pixels.
         pixels: Tensor,
     },
+}
+
+impl From<Batch> for Input {
+    fn from(batch: Batch) -> Self {
+        Input::Tokens { ids: batch.inputs, sequences: batch.sequences }
+    }
 }
 
 impl Input {

@@ -68,7 +68,9 @@ pub enum ModelError {
         wants: &'static str,
     },
     /// Images that the model was not made for.
-    #[error("the model reads images of (colours, height, width) {expected:?}, and was given pixels of shape {found:?}")]
+    #[error(
+        "the model reads images of (colours, height, width) {expected:?}, and was given pixels of shape {found:?}"
+    )]
     ImageSize {
         /// Shape given.
         found: Vec<usize>,

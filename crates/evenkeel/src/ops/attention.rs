@@ -291,7 +291,10 @@ fn normalised(x: &Tensor, gain: &Tensor, bias: Option<&Tensor>, eps: Epsilon) ->
         Some(bias) => {
             let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
             let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
-            centred.broadcast_div(&(variance + eps.value())?.sqrt()?)?.broadcast_mul(gain)?.broadcast_add(bias)?
+            centred
+                .broadcast_div(&(variance + eps.value())?.sqrt()?)?
+                .broadcast_mul(gain)?
+                .broadcast_add(bias)?
         }
     };
     y.reshape((sequences, tokens, heads * d_head))
@@ -311,8 +314,7 @@ pub(super) fn shared_by_heads(x: &Tensor, heads: usize) -> Result<Tensor> {
 /// 0 where a token may look, -1e30 after it and before its window: far below any score, and finite, so that 0 · mask stays 0.
 fn causal_mask(tokens: usize, window: usize, dtype: DType) -> Result<Tensor> {
     let hidden = |i: usize, j: usize| j > i || window > 0 && i - j >= window;
-    let mask: Vec<f32> = (0..tokens)
-        .flat_map(|i| (0..tokens).map(move |j| if hidden(i, j) { -1e30 } else { 0.0 }))
-        .collect();
+    let mask: Vec<f32> =
+        (0..tokens).flat_map(|i| (0..tokens).map(move |j| if hidden(i, j) { -1e30 } else { 0.0 })).collect();
     Tensor::from_vec(mask, (tokens, tokens), &candle_core::Device::Cpu)?.to_dtype(dtype)
 }

@@ -130,7 +130,8 @@ fn norm_kernel_is_its_composition() {
 /// Every kind of attention: what is done to queries and keys, to scores, and how heads share keys.
 fn attention_kinds() -> Vec<(AttentionSpec, usize)> {
     let plain = AttentionSpec::causal(4);
-    let rope = |rotated| Some(std::sync::Arc::new(Rope::new(50.0, rotated, 9, RopeScaling::Linear { factor: 2.0 })));
+    let rope =
+        |rotated| Some(std::sync::Arc::new(Rope::new(50.0, rotated, 9, RopeScaling::Linear { factor: 2.0 })));
     let clipped = Softmax::Clipped { gamma: -0.05, eta: 1.1 };
     let mut kinds = vec![
         plain.clone(),

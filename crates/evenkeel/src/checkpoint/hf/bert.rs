@@ -68,7 +68,7 @@ struct Names {
     bias: &'static [&'static str],
 }
 
-const BERT: Names = Names {
+static BERT: Names = Names {
     prefixes: &["bert.", ""],
     dense: ["cls.predictions.transform.dense.weight", "cls.predictions.transform.dense.bias"],
     norm: [
@@ -79,7 +79,7 @@ const BERT: Names = Names {
     bias: &["cls.predictions.bias", "cls.predictions.decoder.bias"],
 };
 
-const ROBERTA: Names = Names {
+static ROBERTA: Names = Names {
     prefixes: &["roberta.", ""],
     dense: ["lm_head.dense.weight", "lm_head.dense.bias"],
     norm: [&["lm_head.layer_norm.weight"], &["lm_head.layer_norm.bias"]],
@@ -87,7 +87,7 @@ const ROBERTA: Names = Names {
     bias: &["lm_head.bias", "lm_head.decoder.bias"],
 };
 
-fn map(c: &ModelConfig, positions: Layout, names: &Names) -> Map {
+fn map(c: &ModelConfig, positions: Layout, names: &'static Names) -> Map {
     let mut ignored = vec![
         ".position_ids",
         "embeddings.token_type_ids",
@@ -108,11 +108,7 @@ fn map(c: &ModelConfig, positions: Layout, names: &Names) -> Map {
         entries: vec![
             entry("embed.token.weight", &["embeddings.word_embeddings.weight"], Same),
             entry("embed.position.weight", &["embeddings.position_embeddings.weight"], positions),
-            entry(
-                "embed.norm.gain",
-                &["embeddings.LayerNorm.weight", "embeddings.LayerNorm.gamma"],
-                Same,
-            ),
+            entry("embed.norm.gain", &["embeddings.LayerNorm.weight", "embeddings.LayerNorm.gamma"], Same),
             entry("embed.norm.bias", &["embeddings.LayerNorm.bias", "embeddings.LayerNorm.beta"], Same),
             entry("attn.q.weight", &["encoder.layer.{}.attention.self.query.weight"], Same),
             entry("attn.q.bias", &["encoder.layer.{}.attention.self.query.bias"], Same),
@@ -152,8 +148,8 @@ fn map(c: &ModelConfig, positions: Layout, names: &Names) -> Map {
                 &["encoder.layer.{}.output.LayerNorm.bias", "encoder.layer.{}.output.LayerNorm.beta"],
                 Same,
             ),
-            entry("head.transform.weight", single(&names.dense[0]), Same),
-            entry("head.transform.bias", single(&names.dense[1]), Same),
+            entry("head.transform.weight", std::slice::from_ref(&names.dense[0]), Same),
+            entry("head.transform.bias", std::slice::from_ref(&names.dense[1]), Same),
             entry("head.norm.gain", names.norm[0], Same),
             entry("head.norm.bias", names.norm[1], Same),
             entry("head.weight", names.decoder, Same),
@@ -163,10 +159,6 @@ fn map(c: &ModelConfig, positions: Layout, names: &Names) -> Map {
         bare: &["cls.", "lm_head."],
         ignored,
     }
-}
-
-const fn single(name: &'static &'static str) -> &'static [&'static str] {
-    std::slice::from_ref(name)
 }
 
 pub(super) const HEADS: Heads = Heads {

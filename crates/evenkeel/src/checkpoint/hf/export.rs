@@ -7,7 +7,7 @@
 use super::layout::{Map, Stored};
 use super::{gpt2, llama, opt};
 use crate::checkpoint::{CheckpointError, Result, files, write_config, write_tensors};
-use crate::model::config::{Beta, Norm, Nonlinearity, Positions, Projection, Readout, ValueInit};
+use crate::model::config::{Beta, Nonlinearity, Norm, Positions, Projection, Readout, ValueInit};
 use crate::model::{ModelConfig, Transformer};
 use crate::ops::Activation;
 use crate::slices::{slice, tensor};
@@ -83,12 +83,14 @@ pub fn export(dir: &Path, model: &Transformer, tokenizer: Option<&Path>, target:
         _ => {
             let mut reasons = Vec::new();
             let plain = Plain::of(model)?;
-            let stock = STOCK.iter().filter(|s| target == Target::Auto || s.target == target).find(|s| {
-                (s.expresses)(&plain.config).inspect_err(|why| reasons.push(why.clone())).is_ok()
-            });
+            let stock = STOCK
+                .iter()
+                .filter(|s| target == Target::Auto || s.target == target)
+                .find(|s| (s.expresses)(&plain.config).inspect_err(|why| reasons.push(why.clone())).is_ok());
             match (stock, target) {
                 (Some(stock), _) => {
-                    plain.completed((stock.biases)(&plain.config)).write(dir, stock)?;
+                    let biases = (stock.biases)(&plain.config);
+                    plain.completed(biases).write(dir, stock)?;
                     Some(stock.target)
                 }
                 (None, Target::Auto) => None,
@@ -110,7 +112,8 @@ pub fn export(dir: &Path, model: &Transformer, tokenizer: Option<&Path>, target:
     }
     if let Some(tokenizer) = tokenizer {
         files::write(&dir.join("tokenizer.json"), &files::read(tokenizer)?)?;
-        let class = json!({"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": false});
+        let class =
+            json!({"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": false});
         files::write_json(&dir.join("tokenizer_config.json"), &class)?;
     }
     Ok(written.unwrap_or(Target::Evenkeel))
@@ -170,7 +173,9 @@ impl Plain {
     fn scale_rows(&mut self, matrix: &str, gain: impl Fn(usize) -> f32) {
         if let Some((shape, data)) = self.tensors.get_mut(&format!("{matrix}.weight")) {
             let columns = shape.last().copied().unwrap_or(1).max(1);
-            data.chunks_mut(columns).enumerate().for_each(|(r, row)| row.iter_mut().for_each(|v| *v *= gain(r)));
+            data.chunks_mut(columns)
+                .enumerate()
+                .for_each(|(r, row)| row.iter_mut().for_each(|v| *v *= gain(r)));
         }
         if let Some(bias) = self.data(&format!("{matrix}.bias")) {
             bias.iter_mut().enumerate().for_each(|(r, v)| *v *= gain(r));
@@ -181,9 +186,7 @@ impl Plain {
     fn merge_gains(&mut self, layer: usize) {
         let c = self.config.clone();
         let fixed = c.beta.resolve(c.depth) as f32;
-        for (branch, matrix, skip) in
-            [("attn", "out", c.attn_skip()), ("mlp", "down", c.mlp_skip())]
-        {
+        for (branch, matrix, skip) in [("attn", "out", c.attn_skip()), ("mlp", "down", c.mlp_skip())] {
             let beta = self.take(&format!("blocks.{layer}.{branch}.beta"));
             // Without a skip there is no β.
             let Some(_) = skip else { continue };
@@ -256,7 +259,10 @@ impl Plain {
     fn widen_norms(&mut self) {
         let c = self.config.clone();
         let blocks = (0..c.depth).flat_map(|layer| {
-            [(format!("blocks.{layer}.attn.norm"), c.attn_norm(layer)), (format!("blocks.{layer}.mlp.norm"), c.mlp_norm())]
+            [
+                (format!("blocks.{layer}.attn.norm"), c.attn_norm(layer)),
+                (format!("blocks.{layer}.mlp.norm"), c.mlp_norm()),
+            ]
         });
         let ends = [("embed.norm".to_string(), c.embed_norm), ("final_norm".to_string(), c.final_norm)];
         for (name, norm) in blocks.chain(ends).collect::<Vec<_>>() {

@@ -95,4 +95,5 @@ pub(super) fn export(c: &ModelConfig) -> Result<(Value, Map), String> {
 }
 
 /// Whether the names of this class's heads say that it predicts the next token.
-pub(super) const HEADS: Heads = Heads { next_token: &["GPT2LMHeadModel", "GPT2DoubleHeadsModel"], masked: &[], classes: &[] };
+pub(super) const HEADS: Heads =
+    Heads { next_token: &["GPT2LMHeadModel", "GPT2DoubleHeadsModel"], masked: &[], classes: &[] };

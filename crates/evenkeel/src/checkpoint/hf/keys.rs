@@ -251,11 +251,7 @@ impl<'a> Keys<'a> {
 
     /// RoPE's base, share of rotated channels and scaling, in the layout of transformers 4 or of transformers 5.
     pub(super) fn rope(&mut self, default_fraction: f64, context: usize) -> Result<RopeKeys, HfError> {
-        let mut found = RopeKeys {
-            base: 10_000.0,
-            fraction: default_fraction,
-            scaling: RopeScaling::None,
-        };
+        let mut found = RopeKeys { base: 10_000.0, fraction: default_fraction, scaling: RopeScaling::None };
         for key in ["rope_theta", "rotary_emb_base"] {
             found.base = self.number(key, found.base)?;
         }
@@ -327,9 +323,7 @@ impl<'a> Keys<'a> {
         let unknown: Vec<&str> = self
             .object
             .iter()
-            .filter(|(key, value)| {
-                !self.seen.contains(key.as_str()) && !harmless(key) && !nothing(value)
-            })
+            .filter(|(key, value)| !self.seen.contains(key.as_str()) && !harmless(key) && !nothing(value))
             .map(|(key, _)| key.as_str())
             .collect();
         match unknown.is_empty() {

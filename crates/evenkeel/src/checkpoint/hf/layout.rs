@@ -30,8 +30,8 @@ pub(in crate::checkpoint) enum Layout {
 }
 
 use Layout::{
-    Constant, FusedColumns, FusedHeads, PlusFirstRow, PlusOne, Reshaped, Same, SkipRows, SkipRowsPlusFirstRow,
-    Transposed,
+    Constant, FusedColumns, FusedHeads, PlusFirstRow, PlusOne, Reshaped, Same, SkipRows,
+    SkipRowsPlusFirstRow, Transposed,
 };
 
 impl Layout {
@@ -104,7 +104,13 @@ impl Layout {
     }
 
     /// Puts a parameter where it is stored. The tensor is made with zeros when its first part comes.
-    pub(in crate::checkpoint) fn write(self, ours: &[f32], shape: &[usize], config: &ModelConfig, stored: &mut Stored) {
+    pub(in crate::checkpoint) fn write(
+        self,
+        ours: &[f32],
+        shape: &[usize],
+        config: &ModelConfig,
+        stored: &mut Stored,
+    ) {
         let count = ours.len();
         match self {
             Same | Reshaped => *stored = Stored { shape: shape.to_vec(), data: ours.to_vec() },
@@ -163,7 +169,7 @@ impl Layout {
 
 /// A tensor in the making, for export.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Stored {
+pub(in crate::checkpoint) struct Stored {
     pub(super) shape: Vec<usize>,
     pub(super) data: Vec<f32>,
 }
@@ -234,7 +240,7 @@ pub(in crate::checkpoint) struct Found {
 }
 
 impl Map {
-    fn entry(&self, parameter: &str) -> Option<(Entry, Option<&str>)> {
+    fn entry<'p>(&self, parameter: &'p str) -> Option<(Entry, Option<&'p str>)> {
         let inside = parameter.strip_prefix("blocks.").and_then(|rest| rest.split_once('.'));
         let (layer, rest) = inside.map_or((None, parameter), |(layer, rest)| (Some(layer), rest));
         let of_block = |e: &Entry| e.theirs.first().is_none_or(|t| t.contains("{}") == layer.is_some());

@@ -88,7 +88,9 @@ pub(super) fn setup(keys: &mut Keys, task: Task) -> Result<Setup, HfError> {
     // Released Gemma files say "gelu" and mean its tanh form, which `hidden_activation` spells out where it is set.
     let activation = match (keys.word("hidden_activation")?, keys.word("hidden_act")?) {
         (Some(_), _) => keys.activation("hidden_activation", family.activation, true)?,
-        (None, Some("gelu")) if family.scaled => keys.activation("hidden_activation", family.activation, true)?,
+        (None, Some("gelu")) if family.scaled => {
+            keys.activation("hidden_activation", family.activation, true)?
+        }
         (None, _) => keys.activation("hidden_act", family.activation, true)?,
     };
     let config = ModelConfig {

@@ -93,7 +93,8 @@ impl Hint for HfError {
                 "docs/checkpoints.md lists what is read, and says how to add an architecture".into()
             }
             HfError::UnknownClass { .. } => {
-                "a class that brings its own code may compute anything; export the model to a stock class".into()
+                "a class that brings its own code may compute anything; export the model to a stock class"
+                    .into()
             }
             HfError::Key { .. } => "docs/checkpoints.md says what of each architecture is computed".into(),
             HfError::UnknownKeys { .. } => {

@@ -68,7 +68,7 @@ OPTIONAL = {
     "dropout_residual": 0.0, "dropout_attention": 0.0,
 }  # fmt: skip
 
-OFF = (None, 0, "", "none", "tokens", [], {})  # values with which a key that is not known here changes nothing
+OFF = (None, 0, "", "none", "tokens", [], {}, [0, 0, 0])  # values with which a key that is not known here changes nothing
 
 
 def read_table(table):
