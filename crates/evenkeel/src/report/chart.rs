@@ -23,8 +23,9 @@
 use super::legend;
 use super::palette::Style;
 use super::panel::{Frame, draw_panel, fit_x, label_width};
-use super::scale::{Axis, Ends, Scale};
+use super::scale::{Axis, Ends, Scale, Tick};
 use super::svg::{Anchor, Canvas, Target, ellipsize, text_width, wrap};
+use super::ticks::ticked;
 
 /// Font size of all text but titles, in pixels.
 pub(super) const SIZE: f64 = 12.0;
@@ -100,6 +101,9 @@ pub struct LineChart {
     pub plot_height: f64,
     /// Where the legend stands.
     pub legend: Legend,
+    /// Labels of the x axis for things that have names (blocks, revisions), in place of round numbers: the axis
+    /// goes from the first to the last, and as many are shown as have room.
+    pub x_ticks: Vec<Tick>,
     /// Values that the x axis must reach besides the data's.
     pub x_reach: Vec<f64>,
     /// Values that the y axis must reach besides the data's.
@@ -118,6 +122,7 @@ impl Default for LineChart {
             width: 880.0,
             plot_height: 280.0,
             legend: Legend::Auto,
+            x_ticks: Vec::new(),
             x_reach: Vec::new(),
             y_reach: Vec::new(),
         }
@@ -137,7 +142,7 @@ impl LineChart {
         };
         let right = side.map_or(EDGE + 10.0, |wide| wide + EDGE);
         let plot_width = (width - left - right).max(40.0);
-        let x = fit_x(self.x_scale, self.x_values(), plot_width);
+        let x = self.x_axis(plot_width);
 
         let mut c = Canvas::new();
         let mut top = EDGE;
@@ -179,8 +184,17 @@ impl LineChart {
         Axis::fit(self.y_scale, values.chain(reach), ticks, Ends::Round)
     }
 
+    /// The x axis for a plot `width` pixels wide.
+    pub(super) fn x_axis(&self, width: f64) -> Axis {
+        if self.x_ticks.is_empty() {
+            fit_x(self.x_scale, self.x_values(), width)
+        } else {
+            ticked(&self.x_ticks, width)
+        }
+    }
+
     /// x of every point whose y can be shown.
-    pub(super) fn x_values(&self) -> Vec<f64> {
+    fn x_values(&self) -> Vec<f64> {
         let points = self.series.iter().flat_map(|s| &s.points);
         let seen = points.filter(|p| self.y_scale.admits(p.1)).map(|p| p.0);
         seen.chain(self.x_reach.iter().copied()).collect()

@@ -6,8 +6,8 @@
 //! * [`svg`]: escaping, measuring text, and writing SVG elements;
 //! * [`scale`]: linear and logarithmic axes, their ticks and labels;
 //! * [`palette`]: colours, dashes and markers, and the style sheet of every chart;
-//! * [`chart`], [`multiples`], [`bars`], [`stacked`]: the kinds of figure, of which the first two
-//!   share their `panel` (plot) and `legend`;
+//! * [`chart`], [`multiples`], [`bars`], [`stacked`], [`heat`]: the kinds of figure, of which the
+//!   first two share their `panel` (plot) and `legend`; `ticks` thins labels out;
 //! * [`table`]: a table as HTML, as plain text and as Markdown;
 //! * [`html`]: one self-contained page;
 //! * [`run`]: the logs of a run directory, and [`run_page()`] about one run;
@@ -23,6 +23,7 @@ pub mod chart;
 pub mod compare;
 mod figures;
 pub mod findings;
+pub mod heat;
 pub mod html;
 mod legend;
 pub mod multiples;
@@ -35,9 +36,11 @@ pub mod scale;
 pub mod stacked;
 pub mod svg;
 pub mod table;
+mod ticks;
 
 pub use bars::{Bar, BarChart, BarGroup};
 pub use chart::{Draw, Legend, LineChart, Point, Series};
+pub use heat::{Columns, HeatMap, HeatRow};
 pub use html::{Block, Figure, Page, Section};
 pub use multiples::SmallMultiples;
 pub use palette::{Colour, Dash, Marker, Style};

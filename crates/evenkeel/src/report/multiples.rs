@@ -6,7 +6,7 @@
 
 use super::chart::{EDGE, LINE, LineChart, SIZE, Series, sane};
 use super::legend::draw_below;
-use super::panel::{Frame, draw_panel, fit_x, label_width};
+use super::panel::{Frame, draw_panel, label_width};
 use super::svg::{Anchor, Canvas, Target, ellipsize, text_width, wrap};
 
 /// Charts in a grid with shared axes.
@@ -44,7 +44,7 @@ impl SmallMultiples {
         let gap = 18.0;
         let gaps = gap * (columns - 1) as f64;
         let panel = ((width - left - EDGE - 10.0 - gaps) / columns as f64).max(30.0);
-        let x = fit_x(first.x_scale, whole.x_values(), panel - 8.0);
+        let x = whole.x_axis(panel - 8.0);
 
         let mut c = Canvas::new();
         let mut top = EDGE;

@@ -34,6 +34,13 @@ pub(super) const HUE_COUNT: usize = HUES.len();
 const RAMP: [[[u8; 3]; 3]; 2] =
     [[[30, 20, 105], [156, 30, 145], [230, 100, 50]], [[135, 110, 250], [238, 110, 160], [250, 225, 135]]];
 
+/// Stops of the map for cells, from the lowest to the highest. It starts near the ground and ends far from it,
+/// so that what is large stands out on both; in between lightness changes in one direction only.
+const HEAT: [[[u8; 3]; 4]; 2] = [
+    [[246, 240, 226], [240, 160, 92], [176, 42, 108], [38, 10, 78]],
+    [[32, 33, 58], [134, 38, 112], [236, 112, 62], [253, 241, 178]],
+];
+
 /// A colour by what it stands for.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Colour {
@@ -41,6 +48,8 @@ pub enum Colour {
     Hue(usize),
     /// A place on the ramp, for things that have one: 0 is the first, 1 the last.
     Ramp(f64),
+    /// A value shown by the colour of a cell: 0 is the lowest, 1 the highest.
+    Heat(f64),
 }
 
 impl Colour {
@@ -48,17 +57,8 @@ impl Colour {
     pub fn hex(self) -> [String; 2] {
         match self {
             Colour::Hue(i) => HUES[i % HUES.len()].map(String::from),
-            Colour::Ramp(t) => RAMP.map(|stops| {
-                // Not `clamp` alone: it passes NaN on.
-                let t = if t.is_finite() { t.clamp(0.0, 1.0) } else { 0.0 };
-                let (from, to, share) =
-                    if t < 0.5 { (stops[0], stops[1], 2.0 * t) } else { (stops[1], stops[2], 2.0 * t - 1.0) };
-                let mix = |i: usize| {
-                    let (a, b) = (f64::from(from[i]), f64::from(to[i]));
-                    (a + (b - a) * share).round() as u8
-                };
-                format!("#{:02x}{:02x}{:02x}", mix(0), mix(1), mix(2))
-            }),
+            Colour::Ramp(t) => RAMP.map(|stops| mixed(&stops, t)),
+            Colour::Heat(t) => HEAT.map(|stops| mixed(&stops, t)),
         }
     }
 
@@ -67,6 +67,20 @@ impl Colour {
         let [light, dark] = self.hex();
         format!("style=\"--ek-l:{light};--ek-d:{dark}\"")
     }
+}
+
+/// The colour at `t` in 0..1 along evenly spaced stops.
+fn mixed(stops: &[[u8; 3]], t: f64) -> String {
+    // Not `clamp` alone: it passes NaN on.
+    let t = if t.is_finite() { t.clamp(0.0, 1.0) } else { 0.0 };
+    let pairs: Vec<_> = stops.windows(2).collect();
+    let along = t * pairs.len() as f64;
+    let i = (along as usize).min(pairs.len() - 1);
+    let mix = |channel: usize| {
+        let (a, b) = (f64::from(pairs[i][0][channel]), f64::from(pairs[i][1][channel]));
+        (a + (b - a) * (along - i as f64)).round() as u8
+    };
+    format!("#{:02x}{:02x}{:02x}", mix(0), mix(1), mix(2))
 }
 
 /// A dash pattern.
@@ -194,7 +208,7 @@ impl Style {
 
 /// The style sheet of every chart. Classes: `t` text, `m` muted text, `b` bold text, `g` grid
 /// line, `n` minor grid line, `x` axis line, `s` a series' line, `e` the thin line to its label,
-/// `p` a marker, `f` a filled bar, `o` an outlined bar, `k` the ground, `v` text on a filled bar.
+/// `p` a marker, `f` a filled bar, `o` an outlined bar, `k` the ground, `v` text on a filled bar, `h` cells of a heat map.
 pub fn chart_css() -> &'static str {
     ".ek{--ek-ink:#1c2128;--ek-muted:#59636e;--ek-grid:#e3e6ea;--ek-minor:#f3f5f7;\
 --ek-axis:#8b949e;--ek-ground:#ffffff;display:block;width:100%;height:auto;\
@@ -213,10 +227,11 @@ font-size:12px}\
 .ek .f{fill:var(--ek-l);stroke:var(--ek-l);stroke-width:1.2}\
 .ek .o{fill:var(--ek-ground);stroke:var(--ek-l);stroke-width:1.2}\
 .ek .k{fill:var(--ek-ground)}\
+.ek .h{fill:none;stroke:var(--ek-l);stroke-width:1;shape-rendering:crispEdges}\
 @media screen and (prefers-color-scheme:dark){\
 .ek{--ek-ink:#e6e9ed;--ek-muted:#9aa5b1;--ek-grid:#2b323b;--ek-minor:#1c2228;\
 --ek-axis:#6b7681;--ek-ground:#14181d}\
-.ek .s,.ek .e,.ek .p,.ek .f,.ek .o{stroke:var(--ek-d)}\
+.ek .s,.ek .e,.ek .p,.ek .f,.ek .o,.ek .h{stroke:var(--ek-d)}\
 .ek .f{fill:var(--ek-d)}}"
 }
 
@@ -261,6 +276,16 @@ mod tests {
             assert!(values.windows(2).all(|w| w[0] < w[1]), "{values:?}");
         }
         assert_eq!(Colour::Ramp(f64::NAN).hex(), Colour::Ramp(0.0).hex());
+    }
+
+    #[test]
+    fn heat_moves_away_from_the_ground_in_lightness_alone() {
+        for (side, ground) in GROUND.iter().enumerate() {
+            let steps = (0..=32).map(|i| contrast(&Colour::Heat(f64::from(i) / 32.0).hex()[side], ground));
+            let steps: Vec<f64> = steps.collect();
+            assert!(steps.windows(2).all(|w| w[0] < w[1]), "{steps:?}");
+            assert!(steps[0] > 1.05 && steps[32] > 12.0, "{steps:?}");
+        }
     }
 
     #[test]
