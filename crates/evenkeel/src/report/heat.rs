@@ -15,11 +15,11 @@ use super::svg::{Anchor, Canvas, Target, ellipsize, px, text_width, wrap};
 use super::ticks::{Mark, thin, ticked};
 
 /// Colours of the map.
-const LEVELS: usize = 32;
+const LEVELS: usize = 24;
 /// Columns on wide and on narrow screens.
 const COLUMNS: [usize; 2] = [512, 160];
 /// Cells on wide and on narrow screens: beyond these a map has fewer columns.
-const CELLS: [usize; 2] = [30_000, 8_000];
+const CELLS: [usize; 2] = [20_000, 6_000];
 /// Longest bar of the legend, in pixels.
 const BAR: f64 = 320.0;
 
@@ -89,7 +89,7 @@ impl HeatMap {
             h: row_height * self.rows.len().max(3) as f64,
         };
         let values = self.rows.iter().flat_map(|row| row.values.iter().flatten());
-        let colours = Axis::fit(self.scale, values.chain(&self.reach).copied(), 5, Ends::Tight);
+        let colours = Axis::fit(self.scale, values.chain(&self.reach).copied(), 6, Ends::Tight);
 
         let mut c = Canvas::new();
         if count == 0 {
@@ -280,8 +280,8 @@ mod tests {
         // The worst case: no two neighbours alike.
         let noise = |i: usize| Some(10f64.powf((i * 7919 % 1000) as f64 / 250.0 - 1.0));
         let rows: Vec<_> = (0..100).map(|r| (0..4096).map(|i| noise(i * 31 + r)).collect()).collect();
-        assert!(map(rows.clone(), 880.0).render(Target::Page).len() < 250_000);
-        assert!(map(rows, 380.0).render(Target::Page).len() < 80_000);
+        assert!(map(rows.clone(), 880.0).render(Target::Page).len() < 150_000);
+        assert!(map(rows, 380.0).render(Target::Page).len() < 50_000);
         for rows in [vec![], vec![vec![]], vec![vec![None]], vec![vec![Some(f64::INFINITY)], vec![]]] {
             for width in [f64::NAN, 1.0, 380.0, 880.0] {
                 let svg = map(rows.clone(), width).render(Target::File);

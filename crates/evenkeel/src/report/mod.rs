@@ -11,6 +11,8 @@
 //! * [`table`]: a table as HTML, as plain text and as Markdown;
 //! * [`html`]: one self-contained page;
 //! * [`run`]: the logs of a run directory, and [`run_page()`] about one run;
+//! * [`inspect_page()`] about a model, with `int8_section`, `stream_section` and `strips` as its
+//!   parts, and [`revisions_page`] about several revisions of one;
 //! * `figures`: the figures that the pages about runs have in common;
 //! * [`quickstart`]: the summary and page of the quickstart, whose sentences [`findings`] works
 //!   out from the numbers.
@@ -25,15 +27,20 @@ mod figures;
 pub mod findings;
 pub mod heat;
 pub mod html;
+pub mod inspect_page;
+mod int8_section;
 mod legend;
 pub mod multiples;
 pub mod palette;
 mod panel;
 pub mod quickstart;
+pub mod revisions;
 pub mod run;
 pub mod run_page;
 pub mod scale;
 pub mod stacked;
+mod stream_section;
+mod strips;
 pub mod svg;
 pub mod table;
 mod ticks;
@@ -42,9 +49,11 @@ pub use bars::{Bar, BarChart, BarGroup};
 pub use chart::{Draw, Legend, LineChart, Point, Series};
 pub use heat::{Columns, HeatMap, HeatRow};
 pub use html::{Block, Figure, Page, Section};
+pub use inspect_page::inspect_page;
 pub use multiples::SmallMultiples;
 pub use palette::{Colour, Dash, Marker, Style};
 pub use quickstart::{Corpus, QuickstartContext, QuickstartRun, QuickstartSummary, quickstart_page};
+pub use revisions::{Revision, revisions_chart, revisions_page};
 pub use run::{Curve, Firing, MetricLine, MomentLine, RunCurves, StatLine, read_run};
 pub use run_page::run_page;
 pub use scale::Scale;

@@ -5,8 +5,8 @@ use super::chart::SIZE;
 use super::scale::{Axis, Scale, Tick};
 use super::svg::{ellipsize, text_width};
 
-/// The widest a label may be, in pixels; longer ones are cut.
-const WIDEST: f64 = 90.0;
+/// The widest a label may be where there are many, and where there are few, in pixels.
+const WIDEST: [f64; 2] = [90.0, 220.0];
 
 /// Where a label would stand.
 #[derive(Clone, Copy, Debug)]
@@ -54,7 +54,8 @@ pub(super) fn ticked(ticks: &[Tick], width: f64) -> Axis {
     if hi <= lo {
         (lo, hi) = (lo - 0.5, lo + 0.5);
     }
-    let labels: Vec<String> = ticks.iter().map(|t| ellipsize(&t.label, SIZE, WIDEST)).collect();
+    let widest = (width / ticks.len().max(1) as f64).clamp(WIDEST[0], WIDEST[1]) - 8.0;
+    let labels: Vec<String> = ticks.iter().map(|t| cut(&t.label, widest)).collect();
     let marks: Vec<Mark> = ticks
         .iter()
         .zip(&labels)
@@ -69,6 +70,12 @@ pub(super) fn ticked(ticks: &[Tick], width: f64) -> Axis {
     let major =
         thin(&marks).into_iter().map(|i| Tick { value: ticks[i].value, label: labels[i].clone() }).collect();
     Axis { scale: Scale::Linear, lo, hi, major, minor: Vec::new() }
+}
+
+/// `label` without its beginning where it is wider than `widest`: names of revisions differ at their ends.
+fn cut(label: &str, widest: f64) -> String {
+    let reversed = |text: &str| text.chars().rev().collect::<String>();
+    reversed(&ellipsize(&reversed(label), SIZE, widest))
 }
 
 #[cfg(test)]
@@ -90,6 +97,13 @@ mod tests {
         assert_eq!(shown(4, 400.0), ["embed", "0", "1", "2", "3"]);
         assert_eq!(shown(48, 400.0), ["embed", "5", "10", "15", "20", "25", "30", "35", "40", "45"]);
         assert_eq!(shown(0, 400.0), ["embed"]);
+    }
+
+    #[test]
+    fn long_names_keep_their_ends() {
+        assert_eq!(cut("short", 90.0), "short");
+        let long = cut("organisation/model@step1000", 90.0);
+        assert!(long.starts_with('…') && long.ends_with("step1000"), "{long}");
     }
 
     #[test]
