@@ -1,10 +1,10 @@
 //! A heat map as SVG: rows of cells whose colour is a value, with a legend of the colours.
 //!
 //! Where there are more columns than can be told apart, or than a page should carry, neighbours are pooled by
-//! their maximum, so that a single large value is never lost. Values are quantised to [`LEVELS`] colours; of equal
-//! neighbours in a row one line is drawn, and all lines of a colour are one path in units of cells, which costs
-//! about six bytes a line. What an axis cannot show (undefined, or not positive on a logarithmic one) is left
-//! blank.
+//! their maximum, so that a single large value is never lost. Values are quantised to `LEVELS` colours; of
+//! equal neighbours in a row one line is drawn, and all lines of a colour are one path in units of cells,
+//! which costs about six bytes a line. What an axis cannot show (undefined, or not positive on a logarithmic
+//! one) is left blank.
 
 use super::chart::{EDGE, LINE, SIZE, sane};
 use super::html::NARROW;
@@ -162,8 +162,8 @@ impl HeatMap {
     }
 }
 
-/// One path for each colour that occurs. A cell is a line one unit long and one unit thick; the map is `columns`
-/// units wide, of which the last may be a part.
+/// One path for each colour that occurs. A cell is a line one unit long and one unit thick; the map is
+/// `columns` units wide, of which the last may be a part.
 fn cells(levels: &[Vec<Option<usize>>], columns: f64, at: (f64, f64), scale: (f64, f64)) -> String {
     let mut paths: Vec<String> = vec![String::new(); LEVELS];
     for (row, levels) in levels.iter().enumerate() {

@@ -1,18 +1,15 @@
-//! A page about a model as `evenkeel inspect` found it: where int8 breaks, the residual stream and its channels,
-//! the largest activations, attention, and weights.
+//! A page about a model as `evenkeel inspect` found it: where int8 breaks, the residual stream and its
+//! channels, the largest activations, attention, and weights.
 
-use super::chart::{LineChart, Point, Series};
-use super::figures::at_width;
+use super::attention_section::attention_section;
 use super::findings;
-use super::html::{Block, Figure, Page, Section};
+use super::html::{Block, Page, Section};
 use super::int8_section::{by_error, culprit_place, int8_section, percent, suffers, worst_place};
-use super::palette::{Colour, Dash, Style};
-use super::scale::Tick;
 use super::stream_section::stream_section;
 use super::table::{Align, Table, cell};
 use crate::inspect::InspectReport;
 use crate::metrics::int8::TOLERABLE;
-use crate::metrics::{HeadReport, Int8Verdict, Remedy, Rounded};
+use crate::metrics::{Int8Verdict, Remedy, Rounded};
 
 /// Rows of the tables of the worst.
 const LISTED: usize = 15;
@@ -23,7 +20,7 @@ pub fn inspect_page(report: &InspectReport, name: &str) -> Page {
         int8_section(report),
         stream_section(report),
         massive(report),
-        attention(&report.attention),
+        attention_section(&report.attention),
         weights(report),
         Some(measured(report)),
     ];
@@ -118,118 +115,9 @@ fn massive(report: &InspectReport) -> Option<Section> {
             cell(one.ratio_to_median, findings::perplexity),
         ]);
     }
-    let caption = "The largest activations of all, and how many times the median magnitude of their site they are. \
-                   Sequences, tokens and channels are counted from 0.";
+    let caption = "The largest activations of all, and how many times the median magnitude of their site \
+                   they are. Sequences, tokens and channels are counted from 0.";
     Some(Section { title: "Massive activations".into(), blocks: vec![Block::Table(table, caption.into())] })
-}
-
-/// Least, mean and largest over the heads of a block that are defined.
-#[derive(Clone, Copy)]
-struct Spread {
-    least: f64,
-    mean: f64,
-    largest: f64,
-}
-
-impl Spread {
-    fn of(values: impl Iterator<Item = Option<f64>>) -> Option<Self> {
-        let known: Vec<f64> = values.filter_map(findings::finite).collect();
-        Some(Self {
-            least: known.iter().copied().reduce(f64::min)?,
-            mean: known.iter().sum::<f64>() / known.len() as f64,
-            largest: known.iter().copied().reduce(f64::max)?,
-        })
-    }
-}
-
-fn attention(heads: &[HeadReport]) -> Option<Section> {
-    if heads.is_empty() {
-        return None;
-    }
-    let blocks = vec![
-        head_figure(
-            heads,
-            |h| h.entropy,
-            "entropy, nats",
-            "Entropy of the heads' attention by block: 0 if a query looks at one token only. Mean over the heads \
-             of a block, and the heads that lie lowest and highest.",
-        ),
-        head_figure(
-            heads,
-            |h| h.mass_first,
-            "share of the first token",
-            "Share of their attention that heads give to the first token, by block. Heads near 1 park their \
-             attention there, which is where massive activations come from.",
-        ),
-        sinks(heads),
-    ];
-    Some(Section { title: "Attention".into(), blocks })
-}
-
-fn head_figure(
-    heads: &[HeadReport],
-    get: fn(&HeadReport) -> Option<f64>,
-    y_label: &str,
-    caption: &str,
-) -> Block {
-    let last = heads.iter().map(|h| h.layer).max().unwrap_or(0);
-    let by_block: Vec<(usize, Option<Spread>)> = (0..=last)
-        .map(|layer| (layer, Spread::of(heads.iter().filter(|h| h.layer == layer).map(get))))
-        .collect();
-    let parts: [(&str, Dash, fn(Spread) -> f64); 3] = [
-        ("highest head", Dash::Dashed, |s| s.largest),
-        ("mean over heads", Dash::Solid, |s| s.mean),
-        ("lowest head", Dash::Dotted, |s| s.least),
-    ];
-    let series = parts.map(|(name, dash, part)| {
-        let point = |(layer, spread): &(usize, Option<Spread>)| -> Point {
-            (*layer as f64, spread.map_or(f64::NAN, part))
-        };
-        let style = Style { colour: Colour::Hue(0), dash, ..Style::nth(0) };
-        Series { style, ..Series::new(name, 0, by_block.iter().map(point).collect()) }
-    });
-    let chart = LineChart {
-        x_label: "block".into(),
-        x_ticks: (0..=last).map(|i| Tick { value: i as f64, label: i.to_string() }).collect(),
-        y_label: y_label.into(),
-        y_reach: vec![0.0],
-        series: series.into(),
-        plot_height: 170.0,
-        ..LineChart::default()
-    };
-    let mut table = Table::new(&[
-        ("block", Align::Right),
-        ("lowest", Align::Right),
-        ("mean", Align::Right),
-        ("highest", Align::Right),
-    ]);
-    for (layer, spread) in &by_block {
-        let part = |part: fn(Spread) -> f64| cell(spread.map(part), |v| format!("{v:.3}"));
-        table.push([layer.to_string(), part(|s| s.least), part(|s| s.mean), part(|s| s.largest)]);
-    }
-    Block::Figure(Figure::new(caption, |width| at_width(&chart, width)).with_table(table))
-}
-
-/// The heads that give most to the first token.
-fn sinks(heads: &[HeadReport]) -> Block {
-    let mut order: Vec<&HeadReport> = heads.iter().collect();
-    let size = |h: &HeadReport| findings::finite(h.mass_first).unwrap_or(f64::NEG_INFINITY);
-    order.sort_by(|a, b| size(b).total_cmp(&size(a)));
-    let mut table = Table::new(&[
-        ("head", Align::Left),
-        ("first token", Align::Right),
-        ("entropy", Align::Right),
-        ("largest logit", Align::Right),
-    ]);
-    for head in order.into_iter().take(LISTED) {
-        table.push([
-            format!("block {}, head {}", head.layer, head.head),
-            cell(head.mass_first, |v| format!("{v:.3}")),
-            cell(head.entropy, |v| format!("{v:.3}")),
-            cell(head.max_logit, findings::figure),
-        ]);
-    }
-    Block::Table(table, "The heads that give the largest share of their attention to the first token.".into())
 }
 
 fn weights(report: &InspectReport) -> Option<Section> {
@@ -257,8 +145,8 @@ fn weights(report: &InspectReport) -> Option<Section> {
                 cell(one.figures.kurtosis_entries, findings::kurtosis),
             ]);
         }
-        let caption = "The matrices whose largest entry is farthest above their RMS. A Gaussian matrix of a million \
-                       entries has about 5, and a kurtosis of 3 over its entries.";
+        let caption = "The matrices whose largest entry is farthest above their RMS. A Gaussian matrix of a \
+                       million entries has about 5, and a kurtosis of 3 over its entries.";
         blocks.push(Block::Table(table, caption.into()));
     }
     let rounded: Vec<&Int8Verdict> =
@@ -278,8 +166,8 @@ fn weights(report: &InspectReport) -> Option<Section> {
                 one.remedy.label().into(),
             ]);
         }
-        let caption = "The matrices that lose most to int8 with one step for the matrix, and with a step per output \
-                       channel instead.";
+        let caption = "The matrices that lose most to int8 with one step for the matrix, and with a step per \
+                       output channel instead.";
         blocks.push(Block::Table(table, caption.into()));
     }
     (!blocks.is_empty()).then(|| Section { title: "Weights".into(), blocks })
@@ -310,7 +198,9 @@ fn measured(report: &InspectReport) -> Section {
 pub(super) mod tests {
     use super::*;
     use crate::inspect::{ModelSummary, SiteReport};
-    use crate::metrics::{ChannelStrip, Culprit, KurtosisSummary, MassiveActivation, Metrics, WeightReport};
+    use crate::metrics::{
+        ChannelStrip, Culprit, HeadReport, KurtosisSummary, MassiveActivation, Metrics, WeightReport,
+    };
     use crate::tap::{Place, Site};
 
     /// A report in which nothing was measured.
@@ -361,7 +251,8 @@ pub(super) mod tests {
         }
     }
 
-    /// A model of `layers` blocks of `width` channels, two of them outliers from the middle on; `size` scales them.
+    /// A model of `layers` blocks of `width` channels, two of them outliers from the middle on; `size` scales
+    /// them.
     pub(in super::super) fn synthetic(layers: usize, width: usize, heads: usize, size: f64) -> InspectReport {
         let mut report = empty();
         report.model =

@@ -23,9 +23,9 @@ pub(super) fn int8_section(report: &InspectReport) -> Option<Section> {
         return None;
     }
     let mut blocks = vec![Block::Text(format!(
-        "Each place is rounded by itself to 8 bits, with one step for the whole tensor. The error is relative: \
-         RMS of what rounding changes over RMS of the tensor. Above {}, {:.0} dB, a place is said to suffer. The \
-         culprit is the entry of largest magnitude, which sets the step for all others.",
+        "Each place is rounded by itself to 8 bits, with one step for the whole tensor. The error is \
+         relative: RMS of what rounding changes over RMS of the tensor. Above {}, {:.0} dB, a place is said \
+         to suffer. The culprit is the entry of largest magnitude, which sets the step for all others.",
         percent(TOLERABLE),
         decibels(TOLERABLE)
     ))];
@@ -70,7 +70,8 @@ fn decibels(error: f64) -> f64 {
     -20.0 * error.log10()
 }
 
-/// Text of a token between quotation marks, its line breaks and other controls made visible, cut where it is long.
+/// Text of a token between quotation marks, its line breaks and other controls made visible, cut where it is
+/// long.
 pub(super) fn quoted(text: &str) -> String {
     let mut shown: String = text.chars().take(24).flat_map(char::escape_debug).collect();
     if text.chars().nth(24).is_some() {
@@ -127,8 +128,8 @@ fn worst(int8: &[Int8Verdict]) -> Block {
         "All rounded places, by what they lose".to_string()
     };
     let caption = format!(
-        "{which} with one step for the tensor, and what they lose with a step per token or per channel instead. The \
-         culprit channel of a weight is its input channel."
+        "{which} with one step for the tensor, and what they lose with a step per token or per channel \
+         instead. The culprit channel of a weight is its input channel."
     );
     Block::Table(table, caption)
 }
@@ -211,9 +212,10 @@ fn by_block(int8: &[Int8Verdict]) -> Option<Block> {
         let columns = if width <= NARROW { 1 } else { 2 };
         SmallMultiples { panels: charts.clone(), columns, width }.render(Target::Page)
     };
-    let caption = "What is left of the signal when a place is rounded to 8 bits with one step for the tensor, by \
-                   block and kind of place. Higher is better: 6 dB are a bit. Gaussian entries lie near 38 dB, and \
-                   places below the dashed line suffer. Places outside the blocks are in the table above only.";
+    let caption = "What is left of the signal when a place is rounded to 8 bits with one step for the \
+                   tensor, by block and kind of place. Higher is better: 6 dB are a bit. Gaussian entries \
+                   lie near 38 dB, and places below the dashed line suffer. Places outside the blocks are in \
+                   the table above only.";
     Some(Block::Figure(Figure::new(caption, draw).with_table(by_kind(&panels))))
 }
 

@@ -11,8 +11,8 @@
 //! * [`table`]: a table as HTML, as plain text and as Markdown;
 //! * [`html`]: one self-contained page;
 //! * [`run`]: the logs of a run directory, and [`run_page()`] about one run;
-//! * [`inspect_page()`] about a model, with `int8_section`, `stream_section` and `strips` as its
-//!   parts, and [`revisions_page`] about several revisions of one;
+//! * [`inspect_page()`] about a model, with `int8_section`, `stream_section`, `strips` and
+//!   `attention_section` as its parts, and [`revisions_page`] about several revisions of one;
 //! * `figures`: the figures that the pages about runs have in common;
 //! * [`quickstart`]: the summary and page of the quickstart, whose sentences [`findings`] works
 //!   out from the numbers.
@@ -20,6 +20,7 @@
 //! A page is written with [`write_file`], so that it is either the old one or the new one and
 //! never half of it.
 
+mod attention_section;
 pub mod bars;
 pub mod chart;
 pub mod compare;

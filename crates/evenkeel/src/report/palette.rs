@@ -34,8 +34,8 @@ pub(super) const HUE_COUNT: usize = HUES.len();
 const RAMP: [[[u8; 3]; 3]; 2] =
     [[[30, 20, 105], [156, 30, 145], [230, 100, 50]], [[135, 110, 250], [238, 110, 160], [250, 225, 135]]];
 
-/// Stops of the map for cells, from the lowest to the highest. It starts near the ground and ends far from it,
-/// so that what is large stands out on both; in between lightness changes in one direction only.
+/// Stops of the map for cells, from the lowest to the highest. It starts near the ground and ends far from
+/// it, so that what is large stands out on both; in between lightness changes in one direction only.
 const HEAT: [[[u8; 3]; 4]; 2] = [
     [[246, 240, 226], [240, 160, 92], [176, 42, 108], [38, 10, 78]],
     [[32, 33, 58], [134, 38, 112], [236, 112, 62], [253, 241, 178]],
@@ -206,9 +206,9 @@ impl Style {
     }
 }
 
-/// The style sheet of every chart. Classes: `t` text, `m` muted text, `b` bold text, `g` grid
-/// line, `n` minor grid line, `x` axis line, `s` a series' line, `e` the thin line to its label,
-/// `p` a marker, `f` a filled bar, `o` an outlined bar, `k` the ground, `v` text on a filled bar, `h` cells of a heat map.
+/// The style sheet of every chart. Classes: `t` text, `m` muted text, `b` bold text, `g` grid line, `n` minor
+/// grid line, `x` axis line, `s` a series' line, `e` the thin line to its label, `p` a marker, `f` a filled
+/// bar, `o` an outlined bar, `k` the ground, `v` text on a filled bar, `h` cells of a heat map.
 pub fn chart_css() -> &'static str {
     ".ek{--ek-ink:#1c2128;--ek-muted:#59636e;--ek-grid:#e3e6ea;--ek-minor:#f3f5f7;\
 --ek-axis:#8b949e;--ek-ground:#ffffff;display:block;width:100%;height:auto;\

@@ -1,5 +1,5 @@
-//! A page about several revisions of a model, or several models: how the kurtosis of the residual stream grows at
-//! each site, from revision to revision.
+//! A page about several revisions of a model, or several models: how the kurtosis of the residual stream
+//! grows at each site, from revision to revision.
 
 use super::chart::{Draw, LineChart, Point, Series};
 use super::figures::{at_width, site_name};
@@ -55,8 +55,8 @@ pub fn revisions_page(revisions: &[Revision], warnings: &[String]) -> Page {
     }
 }
 
-/// The kurtosis of every site of the residual stream against the training step (the place in the list, where a
-/// step is unknown) as an SVG.
+/// The kurtosis of every site of the residual stream against the training step (the place in the list, where
+/// a step is unknown) as an SVG.
 pub fn revisions_chart(revisions: &[Revision], target: Target) -> String {
     LineChart { width: WIDE, ..Shown::of(revisions).chart() }.render(target)
 }
@@ -107,8 +107,8 @@ impl<'a> Shown<'a> {
         Self { revisions: order, steps, lines }
     }
 
-    /// Whether steps are on a logarithmic axis: they begin close together and end far apart, as checkpoints do
-    /// that are saved at powers of two.
+    /// Whether steps are on a logarithmic axis: they begin close together and end far apart, as checkpoints
+    /// do that are saved at powers of two.
     fn x_scale(&self) -> Scale {
         let positive = || self.steps.iter().flatten().filter(|step| **step > 0).map(|step| *step as f64);
         let ends = (positive().next(), positive().next_back());
@@ -155,8 +155,8 @@ impl<'a> Shown<'a> {
     fn figure(&self) -> Block {
         let chart = self.chart();
         let mut caption = String::from(
-            "Kurtosis at each site of the residual stream, on a logarithmic axis; 1 is the floor. Where it is \
-             undefined there is no point.",
+            "Kurtosis at each site of the residual stream, on a logarithmic axis; 1 is the floor. Where it \
+             is undefined there is no point.",
         );
         if chart.x_scale == Scale::Log && self.steps.iter().flatten().any(|step| *step == 0) {
             caption
@@ -196,8 +196,8 @@ impl<'a> Shown<'a> {
             reach: vec![1.0],
             width: WIDE,
         };
-        let caption = "The same as a map: when outliers appear, and in which blocks. Revisions are evenly spaced. The \
-                       numbers are those of the table above.";
+        let caption = "The same as a map: when outliers appear, and in which blocks. Revisions are evenly \
+                       spaced. The numbers are those of the table above.";
         let draw = |width| HeatMap { width, ..map.clone() }.render(Target::Page);
         Some(Block::Figure(Figure::new(caption, draw)))
     }
@@ -258,13 +258,14 @@ impl<'a> Shown<'a> {
                 summary.kurtosis_max_site.as_deref().map_or("–".into(), site_name),
                 worst.map_or("–".into(), |v| site_name(&v.site)),
                 cell(worst.and_then(|v| v.int8_error), percent),
-                if int8.is_empty() { "–".into() } else { format!("{suffering} of {}", int8.len()) },
+                if int8.is_empty() { "–".into() } else { suffering.to_string() },
                 revision.digest.chars().take(DIGEST).collect(),
             ]);
         }
-        let caption = "Kurtosis of the residual stream, its mean over the sites and the largest, and what int8 with one step per tensor would cost: the \
-                       place of the largest error, and how many of the rounded places suffer. Revisions with the \
-                       same digest of their weights are the same model.";
+        let caption = "Kurtosis of the residual stream, its mean over the sites and the largest, and what \
+                       int8 with one step per tensor would cost: the place of the largest error, and how \
+                       many of the rounded places suffer. Revisions with the same digest of their weights \
+                       are the same model.";
         Block::Table(table, caption.into())
     }
 }

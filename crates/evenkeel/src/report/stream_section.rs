@@ -51,9 +51,9 @@ const PROFILES: [Profile; 4] = [
         y_label: "kurtosis",
         reach: 1.0,
         spans: true,
-        caption: "Kurtosis of the residual stream after each block: 1 if all channels are of one size, as many as \
-                  there are channels if one holds everything. Where the line without each channel's mean over \
-                  tokens lies far below, the outliers are a constant vector.",
+        caption: "Kurtosis of the residual stream after each block: 1 if all channels are of one size, as \
+                  many as there are channels if one holds everything. Where the line without each channel's \
+                  mean over tokens lies far below, the outliers are a constant vector.",
         write: findings::kurtosis,
     },
     Profile {
@@ -61,8 +61,8 @@ const PROFILES: [Profile; 4] = [
         y_label: "max-median ratio",
         reach: 1.0,
         spans: true,
-        caption: "The largest entry of a token over the median of its entries, by magnitude, averaged over tokens: \
-                  what one range per token costs.",
+        caption: "The largest entry of a token over the median of its entries, by magnitude, averaged over \
+                  tokens: what one range per token costs.",
         write: findings::perplexity,
     },
     Profile {

@@ -9,17 +9,17 @@ use super::svg::Target;
 use super::table::{Align, Table, cell};
 use crate::metrics::ChannelStrip;
 
-/// What is below this share of the median is drawn as this much: silent channels are not what is looked for, and
-/// would take the colours from those that are.
+/// What is below this share of the median is drawn as this much: silent channels are not what is looked for,
+/// and would take the colours from those that are.
 const FLOOR: f64 = 0.1;
 /// Colours reach at least this many times the median, so that a stream without outliers looks even.
 const REACH: f64 = 10.0;
 /// Channels listed for each site.
 const LISTED: usize = 5;
 
-/// The size of each channel over the median channel of its site, at every site. The median and not the RMS over
-/// all channels, which a single large channel raises: ordinary channels then have the same colour at every site.
-/// `None` without strips.
+/// The size of each channel over the median channel of its site, at every site. The median and not the RMS
+/// over all channels, which a single large channel raises: ordinary channels then have the same colour at
+/// every site. `None` without strips.
 pub(super) fn strip_figure(strips: &[ChannelStrip]) -> Option<Block> {
     let channels = strips.iter().map(|s| s.rms.len()).max().filter(|&channels| channels > 0)?;
     let ratios: Vec<(Option<f64>, Vec<Option<f64>>)> = strips.iter().map(ratios).collect();
@@ -42,8 +42,8 @@ pub(super) fn strip_figure(strips: &[ChannelStrip]) -> Option<Block> {
     };
     let mut caption = String::from(
         "Size of every channel at every site of the residual stream: its RMS over all tokens, divided by the \
-         median of its site over channels that are not 0, on a logarithmic scale; below a tenth it is drawn as a \
-         tenth. A streak down the figure is an outlier channel that lives on through the blocks.",
+         median of its site over channels that are not 0, on a logarithmic scale; below a tenth it is drawn \
+         as a tenth. A streak down the figure is an outlier channel that lives on through the blocks.",
     );
     let group = pooled(channels, strips.len(), WIDE);
     if group > 1 {

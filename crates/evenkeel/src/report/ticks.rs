@@ -1,5 +1,5 @@
-//! Labels for things that have names or numbers of their own (blocks, revisions) and no round values: given one
-//! label each, as many are kept as have room.
+//! Labels for things that have names or numbers of their own (blocks, revisions) and no round values: given
+//! one label each, as many are kept as have room.
 
 use super::chart::SIZE;
 use super::scale::{Axis, Scale, Tick};
@@ -19,8 +19,8 @@ pub(super) struct Mark {
     pub(super) number: Option<usize>,
 }
 
-/// Which of the labels are shown, ascending: those without a number, and those whose number is a multiple of the
-/// smallest of 1, 2, 5, 10, 20, … that keeps them apart.
+/// Which of the labels are shown, ascending: those without a number, and those whose number is a multiple of
+/// the smallest of 1, 2, 5, 10, 20, … that keeps them apart.
 pub(super) fn thin(marks: &[Mark]) -> Vec<usize> {
     let apart = |a: usize, b: usize| {
         let (a, b) = (&marks[a], &marks[b]);
