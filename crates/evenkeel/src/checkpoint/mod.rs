@@ -8,6 +8,7 @@
 pub mod files;
 pub mod hf;
 mod on_disk;
+pub mod hub;
 mod tensors;
 pub mod weights;
 
@@ -78,6 +79,9 @@ pub enum CheckpointError {
     /// Files of weights that cannot be read.
     #[error(transparent)]
     Weights(#[from] WeightsError),
+    /// A model of the Hugging Face Hub.
+    #[error(transparent)]
+    Hub(#[from] hub::HubError),
     /// A tensor that cannot be written.
     #[error("tensor operation failed: {0}")]
     Tensor(#[from] candle_core::Error),
@@ -102,6 +106,7 @@ impl Hint for CheckpointError {
             }
             CheckpointError::Model { source, .. } => source.hint(),
             CheckpointError::Weights(e) => e.hint(),
+            CheckpointError::Hub(error) => error.hint(),
             CheckpointError::Tensor(_) => "run again with RUST_BACKTRACE=1 and report what it prints".into(),
         }
     }

@@ -149,6 +149,34 @@ pub enum DataError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A file that a tokenizer is made from cannot be understood.
+    #[error("{path}{}: {reason}", line_clause(.line))]
+    TokenizerPart {
+        /// The file, or the folder where no single file is at fault.
+        path: PathBuf,
+        /// The line, counted from 1, in a file of lines.
+        line: Option<u64>,
+        /// What was expected, and what was found.
+        reason: String,
+    },
+    /// A folder names a tokenizer whose rules are not known.
+    #[error(
+        "{path} names \"{name}\", whose tokenizer cannot be made from {files}: expected a tokenizer.json"
+    )]
+    TokenizerClass {
+        /// The file that holds the name.
+        path: PathBuf,
+        /// The class of the tokenizer or the type of the model.
+        name: String,
+        /// The files that are there.
+        files: &'static str,
+    },
+    /// The only tokenizer of a folder is one of SentencePiece.
+    #[error("{path} is a SentencePiece model, which cannot be read: expected a tokenizer.json beside it")]
+    SentencePiece {
+        /// The file.
+        path: PathBuf,
+    },
     /// Training a tokenizer failed.
     #[error("the tokenizer could not be trained: {reason}")]
     TokenizerTrain {
@@ -377,6 +405,10 @@ fn glob_clause(globs: &[String]) -> String {
     }
 }
 
+fn line_clause(line: &Option<u64>) -> String {
+    line.map(|line| format!(", line {line}")).unwrap_or_default()
+}
+
 impl DataError {
     /// The closure for `map_err` on a result of the file system.
     pub(crate) fn io(
@@ -420,6 +452,11 @@ impl Hint for DataError {
             E::CrateMissing { .. } => "run `cargo fetch` in the source folder, or pass --corpus PATH to name a text file or folder instead".into(),
             E::VocabTooSmall { .. } => "ask for 257 or more (4096 is a good start), or use --bytes".into(),
             E::TokenizerParse { .. } => "give a tokenizer.json as the Hugging Face tokenizers library writes it, or train one with --train-bpe N".into(),
+            E::TokenizerPart { .. } => "copy or download the files of the tokenizer again".into(),
+            E::TokenizerClass { path, .. } | E::SentencePiece { path } => {
+                let dir = path.parent().unwrap_or(path).display();
+                format!("make one with Python: transformers.AutoTokenizer.from_pretrained(\"{dir}\").save_pretrained(\"{dir}\")")
+            }
             E::TokenizerTrain { .. } => "check that the corpus holds text, or use --bytes".into(),
             E::Encode { .. } => "the tokenizer has no token for unknown text; use a byte-level one, train one with --train-bpe N, or use --bytes".into(),
             E::ShardTooShort { .. } | E::ShardMagic { .. } => "name a .bin file written by `evenkeel data tokenize` or by llm.c; text files go through `evenkeel data tokenize` first".into(),

@@ -43,6 +43,14 @@ struct LockedPackage {
 }
 
 impl LockedPackage {
+    /// Whether a listed `name` or `name@version` means this package.
+    fn is(&self, listed: &str) -> bool {
+        match listed.split_once('@') {
+            Some((name, version)) => self.name == name && self.version == version,
+            None => self.name == listed,
+        }
+    }
+
     fn is_from_registry(&self) -> bool {
         self.source
             .as_deref()
@@ -52,7 +60,8 @@ impl LockedPackage {
 
 /// The `*.rs` files of the crates in `crate_names`, at the versions of `lock` (the text of a
 /// `Cargo.lock`) and in its order, the files of a crate sorted by relative path. It ends before
-/// the file that would pass `max_bytes` of text; crates past that point are not looked for. Files
+/// the file that would pass `max_bytes` of text; crates past that point are not looked for. A name
+/// stands for every version in `lock`; `name@version` for one, where a build has no need of the others. Files
 /// that are empty or not UTF-8 (test cases of some parsers) are left out, on every machine alike.
 ///
 /// # Errors
@@ -69,14 +78,14 @@ pub fn cargo_registry_corpus(
         toml::from_str(lock).map_err(|error| DataError::LockParse { reason: error.message().to_owned() })?;
     let named = |package: &&LockedPackage| package.is_from_registry();
     for &name in crate_names {
-        if !lock.package.iter().filter(named).any(|p| p.name == name) {
+        if !lock.package.iter().filter(named).any(|p| p.is(name)) {
             return Err(DataError::CrateNotLocked { name: name.to_owned() });
         }
     }
     let sources = cargo_home.join("registry").join("src");
     let mut corpus = RegistryCorpus { documents: Vec::new(), files: 0, bytes: 0, hash: FNV_OFFSET };
     let packages = lock.package.iter().filter(named);
-    'all: for package in packages.filter(|p| crate_names.contains(&p.name.as_str())) {
+    'all: for package in packages.filter(|p| crate_names.iter().any(|name| p.is(name))) {
         let label = format!("{}-{}", package.name, package.version);
         let folder = find_crate(&sources, &label).ok_or_else(|| DataError::CrateMissing {
             name: package.name.clone(),
@@ -197,6 +206,18 @@ version = "0.1.0"
         assert_eq!(names, ["beta-2.0.0/src/lib.rs", "alpha-1.0.0/build.rs", "alpha-1.0.0/src/lib.rs"]);
         assert_eq!((corpus.files, corpus.bytes), (3, 18));
         assert_eq!(corpus.hash, fnv1a(FNV_OFFSET, b"lib betabuildlib a"));
+    }
+
+    #[test]
+    fn a_version_may_be_singled_out() {
+        let home = home();
+        let two = LOCK.replace("alpha", "beta");
+        let bytes = |names: &[&str]| cargo_registry_corpus(&two, names, home.path(), 1000).map(|c| c.bytes);
+        assert_eq!(bytes(&["beta@2.0.0"]).unwrap(), 8);
+        assert!(
+            matches!(bytes(&["beta"]), Err(DataError::CrateMissing { version, .. }) if version == "1.0.0")
+        );
+        assert!(matches!(bytes(&["beta@3.0.0"]), Err(DataError::CrateNotLocked { .. })));
     }
 
     #[test]

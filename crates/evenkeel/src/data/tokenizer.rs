@@ -12,6 +12,11 @@
 //! Every kind is saved as a `tokenizer.json` that other programs read. For *Bytes* it describes a
 //! byte-level BPE without merges whose ids are the byte values; [`Tokenizer::load`] recognises it.
 
+mod folder;
+mod frame;
+mod parts;
+mod settings;
+
 use std::fs;
 use std::path::Path;
 use std::sync::Mutex;
