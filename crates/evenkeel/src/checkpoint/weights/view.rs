@@ -62,7 +62,7 @@ impl Stored {
 }
 
 /// A tensor inside a file. That it lies within the bytes it was made for is checked when it is made.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct View {
     stored: Stored,
     shape: Vec<usize>,

@@ -1,0 +1,69 @@
+//! Feeds damaged files to the readers of weights: none may panic, or hold more memory than 64 bytes for each of the
+//! file's and a MiB.
+//!
+//! ```console
+//! cargo run --release --example fuzz_readers -- --cases 1000000 --seed 1
+//! ```
+//!
+//! A case depends on the seed and its number only. One that fails is run again by itself with `--first N --cases 1`.
+
+mod engine;
+mod memory;
+
+use clap::Parser;
+use engine::{Outcome, READERS, Seeds, judge};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+#[global_allocator]
+static ALLOCATOR: memory::Counting = memory::Counting;
+
+/// Feeds damaged files to the readers of weights
+#[derive(Parser)]
+struct Args {
+    /// Damaged files to make
+    #[arg(long, value_name = "N", default_value_t = 1_000_000)]
+    cases: u64,
+    /// The number of the first
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    first: u64,
+    /// What they depend on beside their number
+    #[arg(long, value_name = "S", default_value_t = 1)]
+    seed: u64,
+    /// Stop after so many seconds
+    #[arg(long, value_name = "SECONDS")]
+    seconds: Option<u64>,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let seeds = Seeds::new();
+    let start = Instant::now();
+    let limit = args.seconds.map_or(Duration::MAX, Duration::from_secs);
+    let mut cases = 0;
+    let mut accepted = [0u64; READERS.len()];
+    let mut largest = Outcome { accepted: [false; READERS.len()], held: 0, file: 0 };
+    while cases < args.cases && start.elapsed() < limit {
+        let number = args.first.saturating_add(cases);
+        match judge(&seeds.case(args.seed, number)) {
+            Ok(outcome) => {
+                accepted.iter_mut().zip(outcome.accepted).for_each(|(count, was)| *count += u64::from(was));
+                if outcome.held > largest.held {
+                    largest = outcome;
+                }
+            }
+            Err(problem) => {
+                anstream::eprintln!("error: seed {} case {number}: {problem}", args.seed);
+                return ExitCode::FAILURE;
+            }
+        }
+        cases += 1;
+    }
+    let seconds = start.elapsed().as_secs_f64();
+    anstream::println!("{cases} cases in {seconds:.1} s, {:.0} a second", cases as f64 / seconds);
+    for ((name, _), accepted) in READERS.iter().zip(accepted) {
+        anstream::println!("{name:<12} {accepted:>9} accepted {:>9} refused", cases - accepted);
+    }
+    anstream::println!("largest: {} bytes held for a file of {}", largest.held, largest.file);
+    ExitCode::SUCCESS
+}
