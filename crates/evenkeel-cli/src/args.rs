@@ -33,7 +33,7 @@ pub(crate) struct Common {
     /// Print one JSON object on stdout
     #[arg(long, global = true, help_heading = "Everywhere")]
     pub(crate) json: bool,
-    /// Say what would be done and write nothing (quickstart, data tokenize, train, quantize)
+    /// Say what would be done and write nothing (quickstart, data tokenize, train, inspect, quantize, export)
     #[arg(long, global = true, help_heading = "Everywhere")]
     pub(crate) dry_run: bool,
     /// Only errors on stderr
@@ -48,7 +48,7 @@ pub(crate) struct Common {
     /// No progress bar; plain lines instead
     #[arg(long, global = true, help_heading = "Everywhere")]
     pub(crate) no_progress: bool,
-    /// Replace what an earlier run left at the output path (quickstart, data tokenize, train)
+    /// Replace what an earlier run left at the output path (quickstart, data tokenize, train, export)
     #[arg(long, global = true, help_heading = "Everywhere")]
     pub(crate) force: bool,
 }
@@ -82,6 +82,8 @@ pub(crate) enum Command {
     Quantize(Quantize),
     /// Continue a prompt
     Sample(Sample),
+    /// Write a model as a folder that Hugging Face transformers loads
+    Export(Export),
     /// Measure speed and memory: the machine, products, operations, whole steps, scaling
     Bench(bench::Bench),
     /// What this machine and this build can do
@@ -178,20 +180,37 @@ pub(crate) struct TextArgs {
     pub(crate) ids: Option<PathBuf>,
 }
 
+/// How running text is cut.
+#[derive(Debug, ClapArgs)]
+#[group(skip)]
+pub(crate) struct CutArgs {
+    /// Tokens per sequence of --data and --text [default: the model's context, at most 2048; inspect: 1024]
+    #[arg(long, value_name = "N")]
+    pub(crate) context: Option<usize>,
+}
+
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Eval {
-    /// Run directory or checkpoint
+    /// Run directory, checkpoint, Hugging Face folder or name on the Hub
     pub(crate) model: PathBuf,
     #[command(flatten)]
     pub(crate) text: TextArgs,
+    #[command(flatten)]
+    pub(crate) cut: CutArgs,
 }
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Inspect {
-    /// Run directory or checkpoint
-    pub(crate) model: PathBuf,
+    /// Run directory, checkpoint, Hugging Face folder or name on the Hub; several are compared, by step where they have one
+    #[arg(required = true, value_name = "MODEL")]
+    pub(crate) models: Vec<PathBuf>,
     #[command(flatten)]
     pub(crate) text: TextArgs,
+    #[command(flatten)]
+    pub(crate) cut: CutArgs,
+    /// Images for a model of images: safetensors with `pixel_values` (images, colours, height, width)
+    #[arg(long, value_name = "FILE", group = "TextArgs")]
+    pub(crate) pixels: Option<PathBuf>,
     /// Tokens to run at most
     #[arg(long, default_value_t = 65536, value_name = "N")]
     pub(crate) tokens: u64,
@@ -204,7 +223,11 @@ pub(crate) struct Inspect {
     /// How many of the largest activations to list
     #[arg(long, default_value_t = 20, value_name = "N")]
     pub(crate) top_k: usize,
-    /// Exit 1 if a site's metric (any key of a site in --json) is above a value, such as kurtosis=10; repeatable
+    /// Folder to write a page with figures, index.html, and its numbers, summary.json, into
+    #[arg(long, value_name = "DIR")]
+    pub(crate) report: Option<PathBuf>,
+    /// Exit 1 if a metric of any site (a key of a site or of the int8 verdict in --json) is above a value, such as
+    /// kurtosis=10 or int8_error=0.1; repeatable
     #[arg(long, value_name = "METRIC=VALUE")]
     pub(crate) fail_above: Vec<String>,
 }
@@ -230,13 +253,15 @@ pub(crate) struct Report {
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Quantize {
-    /// Run directory or checkpoint
+    /// Run directory, checkpoint, Hugging Face folder or name on the Hub
     pub(crate) model: PathBuf,
     /// Recipe
     #[arg(long, default_value = "w8a8", value_name = "NAME")]
     pub(crate) scheme: String,
     #[command(flatten)]
     pub(crate) text: TextArgs,
+    #[command(flatten)]
+    pub(crate) cut: CutArgs,
     /// Calibration batches of 8 sequences
     #[arg(long, default_value_t = 4, value_name = "N")]
     pub(crate) calib_batches: usize,
@@ -244,7 +269,7 @@ pub(crate) struct Quantize {
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Sample {
-    /// Run directory or checkpoint
+    /// Run directory, checkpoint, Hugging Face folder or name on the Hub
     pub(crate) model: PathBuf,
     /// Text to continue
     #[arg(long, value_name = "TEXT")]
@@ -261,6 +286,33 @@ pub(crate) struct Sample {
     /// Only the most likely tokens that together hold this probability
     #[arg(long, default_value_t = 0.95, value_name = "P")]
     pub(crate) top_p: f64,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Export {
+    /// Run directory, checkpoint, Hugging Face folder or name on the Hub
+    pub(crate) model: PathBuf,
+    /// What to write
+    #[arg(long, value_enum, default_value_t = Format::Hf, value_name = "FORMAT")]
+    pub(crate) to: Format,
+    /// Folder to write
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+}
+
+/// What a model is exported as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// A stock class that computes the same if there is one, else `evenkeel`
+    Hf,
+    /// GPT-2
+    Gpt2,
+    /// OPT
+    Opt,
+    /// Llama
+    Llama,
+    /// Our own names, with a modelling file that transformers loads with trust_remote_code=True
+    Evenkeel,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -53,6 +53,7 @@ fn run(args: args::Args) -> Result<Exit, Failure> {
         args::Command::Report(a) => commands::report::run(a, &settings),
         args::Command::Quantize(a) => commands::quantize::run(a, &settings),
         args::Command::Sample(a) => commands::sample::run(a, &settings),
+        args::Command::Export(a) => commands::export::run(a, &settings),
         args::Command::Bench(a) => commands::bench::run(a, &settings),
         args::Command::Doctor => commands::doctor::run(&settings),
         args::Command::Config(a) => commands::config::run(a, &settings),

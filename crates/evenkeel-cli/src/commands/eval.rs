@@ -1,11 +1,11 @@
 //! `eval MODEL`.
 
-use super::text::{Source, blocks};
+use super::model;
+use super::text::{MOST_CONTEXT, Source, blocks};
 use crate::args::Eval;
 use crate::failure::{Exit, Failure};
 use crate::output;
 use crate::settings::Settings;
-use evenkeel::checkpoint;
 use evenkeel::model::Transformer;
 use evenkeel::tap::NoTap;
 use evenkeel::tape::Tape;
@@ -13,9 +13,10 @@ use evenkeel::train::{Evaluation, evaluate};
 use serde_json::json;
 
 pub(crate) fn run(args: Eval, settings: &Settings) -> Result<Exit, Failure> {
-    let model = checkpoint::load_model(&args.model)?;
-    let evaluation = match Source::open(&args.text, &args.model, &model)? {
-        Source::Stream(dataset) => evaluate(&model, blocks(&dataset, &model, None)?, None)?,
+    let (model, folder) = model::load(&args.model, settings)?;
+    let context = args.cut.context(model.config(), MOST_CONTEXT)?;
+    let evaluation = match Source::open(&args.text, &folder, model.config())? {
+        Source::Stream(dataset) => evaluate(&model, blocks(&dataset, context, None)?, None)?,
         Source::Ids(batch) => next_token_loss(&model, &batch.ids, batch.sequences)?,
     };
     if settings.json {

@@ -1,12 +1,12 @@
 //! `quantize MODEL --scheme NAME`.
 
-use super::text::{Source, blocks};
+use super::model;
+use super::text::{MOST_CONTEXT, Source, blocks};
 use crate::args::Quantize;
 use crate::failure::{Exit, Failure};
 use crate::output;
 use crate::progress;
 use crate::settings::Settings;
-use evenkeel::checkpoint;
 use evenkeel::data::{Dataset, SamplerSettings, TrainSampler};
 use evenkeel::model::Transformer;
 use evenkeel::quant::{self, QuantReport, Scheme};
@@ -20,8 +20,9 @@ const CALIBRATION_SEQUENCES: usize = 8;
 
 pub(crate) fn run(args: Quantize, settings: &Settings) -> Result<Exit, Failure> {
     let scheme = Scheme::parse(&args.scheme)?;
-    let model = checkpoint::load_model(&args.model)?;
-    let dataset = Source::open(&args.text, &args.model, &model)?.stream("quantize")?;
+    let (model, folder) = model::load(&args.model, settings)?;
+    let context = args.cut.context(model.config(), MOST_CONTEXT)?;
+    let dataset = Source::open(&args.text, &folder, model.config())?.stream("quantize")?;
     if settings.dry_run {
         let (parameters, scheme) = (model.parameter_count(), scheme.name());
         if settings.json {
@@ -31,7 +32,7 @@ pub(crate) fn run(args: Quantize, settings: &Settings) -> Result<Exit, Failure> 
         }
         return Ok(Exit::Done);
     }
-    let report = quantise(&model, scheme, &dataset, args.calib_batches, settings)?;
+    let report = quantise(&model, scheme, &dataset, context, args.calib_batches, settings)?;
     if settings.json {
         output::json(&report);
     } else {
@@ -45,6 +46,7 @@ pub(crate) fn quantise(
     model: &Transformer,
     scheme: Scheme,
     dataset: &Arc<Dataset>,
+    context: usize,
     calib_batches: usize,
     settings: &Settings,
 ) -> Result<QuantReport, Failure> {
@@ -56,14 +58,14 @@ pub(crate) fn quantise(
     }
     let sampler = TrainSampler::new(
         dataset.clone(),
-        SamplerSettings { context: model.config().context, batch_sequences: CALIBRATION_SEQUENCES, seed: 0 },
+        SamplerSettings { context, batch_sequences: CALIBRATION_SEQUENCES, seed: 0 },
     )?;
     let calibration = sampler
         .calibration(settings.seed.unwrap_or(0), calib_batches, CALIBRATION_SEQUENCES)
         .collect::<Result<Vec<_>, _>>()?;
     let bar = progress::bar(settings, 0, "quantising {bar:24} {pos}/{len} · {eta} left");
     let report =
-        quant::quantize(model, scheme, &calibration, blocks(dataset, model, None)?, &mut |done, total| {
+        quant::quantize(model, scheme, &calibration, blocks(dataset, context, None)?, &mut |done, total| {
             bar.set_length(total);
             bar.set_position(done);
         })?;

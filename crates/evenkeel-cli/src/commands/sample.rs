@@ -1,11 +1,11 @@
 //! `sample MODEL --prompt TEXT`.
 
+use super::model;
 use super::text::tokenizer;
 use crate::args::Sample;
 use crate::failure::{Exit, Failure};
 use crate::output;
 use crate::settings::Settings;
-use evenkeel::checkpoint;
 use evenkeel::sample::{SampleSettings, sample};
 use serde_json::json;
 
@@ -18,8 +18,8 @@ pub(crate) fn run(args: Sample, settings: &Settings) -> Result<Exit, Failure> {
         "--temperature must be a number of at least 0",
     )?;
     range(args.top_p > 0.0 && args.top_p <= 1.0, "--top-p must lie above 0 and be at most 1")?;
-    let model = checkpoint::load_model(&args.model)?;
-    let tokenizer = tokenizer(&args.model)?;
+    let (model, folder) = model::load(&args.model, settings)?;
+    let tokenizer = tokenizer(&folder)?;
     let prompt = tokenizer.encode(&args.prompt)?;
     if prompt.is_empty() {
         return Err(Failure::input("the prompt is empty", "give some text with --prompt \"fn main\""));

@@ -1,10 +1,10 @@
 //! `--data`, `--text`, `--ids`: the text that a model is run on.
 
-use crate::args::TextArgs;
+use crate::args::{CutArgs, TextArgs};
 use crate::failure::Failure;
-use evenkeel::checkpoint::{self, CheckpointError};
+use evenkeel::checkpoint::CheckpointError;
 use evenkeel::data::{Dataset, Split, Tokenizer, ValidationBlocks};
-use evenkeel::model::Transformer;
+use evenkeel::model::ModelConfig;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -24,17 +24,17 @@ pub(crate) enum Source {
 
 impl Source {
     /// Opens what the options name, for this model.
-    pub(crate) fn open(args: &TextArgs, model_path: &Path, model: &Transformer) -> Result<Self, Failure> {
+    pub(crate) fn open(args: &TextArgs, folder: &Path, config: &ModelConfig) -> Result<Self, Failure> {
         if let Some(path) = &args.ids {
             return read_ids(path).map(Source::Ids);
         }
         let mut dataset = match (&args.data, &args.text) {
             (Some(path), _) => Dataset::open(path)?,
-            (None, Some(file)) => text_dataset(file, model_path, model)?,
+            (None, Some(file)) => text_dataset(file, folder, config.vocab)?,
             // clap's group requires one of the three.
             (None, None) => return Err(Failure::input("no text was given", "add --data, --text or --ids")),
         };
-        dataset.limit_vocab(model.config().vocab)?;
+        dataset.limit_vocab(config.vocab)?;
         Ok(Source::Stream(Arc::new(dataset)))
     }
 
@@ -50,20 +50,36 @@ impl Source {
     }
 }
 
-/// The validation part in blocks of the model's context, batched to about 4096 tokens.
+/// Longest sequences by default: models claim contexts of a hundred thousand tokens.
+pub(crate) const MOST_CONTEXT: usize = 2048;
+
+impl CutArgs {
+    /// Tokens per sequence: as asked for, else the model's context, and at most `most`.
+    pub(crate) fn context(&self, config: &ModelConfig, most: usize) -> Result<usize, Failure> {
+        let Some(context) = self.context else { return Ok(config.context.min(most)) };
+        if context == 0 || context > config.context {
+            return Err(Failure::input(
+                format!("--context must lie between 1 and the model's {}, not {context}", config.context),
+                "leave it out for the model's own context",
+            ));
+        }
+        Ok(context)
+    }
+}
+
+/// The validation part in blocks of `context` tokens, batched to about 4096 tokens.
 pub(crate) fn blocks(
     dataset: &Arc<Dataset>,
-    model: &Transformer,
+    context: usize,
     max_tokens: Option<u64>,
 ) -> Result<ValidationBlocks, Failure> {
-    let context = model.config().context;
     let sequences = (4096 / context).max(1);
     Ok(ValidationBlocks::new(dataset.clone(), Split::Val, context, sequences, max_tokens)?)
 }
 
 /// A text file tokenised by the model's own tokenizer, all of it both training (calibration) and validation.
-fn text_dataset(file: &Path, model_path: &Path, model: &Transformer) -> Result<Dataset, Failure> {
-    let tokenizer = tokenizer(model_path)?;
+fn text_dataset(file: &Path, folder: &Path, vocab: usize) -> Result<Dataset, Failure> {
+    let tokenizer = tokenizer(folder)?;
     let bytes = std::fs::read(file)
         .map_err(|e| Failure::input(format!("cannot read {}: {e}", file.display()), "check the path"))?;
     let text = String::from_utf8(bytes).map_err(|e| {
@@ -74,19 +90,17 @@ fn text_dataset(file: &Path, model_path: &Path, model: &Transformer) -> Result<D
         )
     })?;
     let ids = tokenizer.encode(&text)?;
-    Ok(Dataset::from_memory(ids.clone(), ids, model.config().vocab))
+    Ok(Dataset::from_memory(ids.clone(), ids, vocab))
 }
 
-/// The tokenizer beside a model.
-pub(crate) fn tokenizer(model_path: &Path) -> Result<Tokenizer, Failure> {
-    let path = checkpoint::resolve(model_path)?.join("tokenizer.json");
-    if !path.is_file() {
-        return Err(Failure::input(
-            format!("{} holds no tokenizer.json, so text cannot be turned into tokens", model_path.display()),
+/// The tokenizer in a model's folder.
+pub(crate) fn tokenizer(folder: &Path) -> Result<Tokenizer, Failure> {
+    Tokenizer::load_folder(folder)?.ok_or_else(|| {
+        Failure::input(
+            format!("{} holds no tokenizer.json, so text cannot be turned into tokens", folder.display()),
             "give token ids with --ids, or a data folder with --data",
-        ));
-    }
-    Ok(Tokenizer::load(&path)?)
+        )
+    })
 }
 
 fn read_ids(path: &Path) -> Result<Ids, Failure> {

@@ -7,13 +7,13 @@
 
 pub mod files;
 pub mod hf;
-mod on_disk;
 pub mod hub;
+mod on_disk;
 mod tensors;
 pub mod weights;
 
 pub use on_disk::OnDisk;
-pub use tensors::{read_tensors, write_tensors};
+pub use tensors::{read_images, read_tensors, write_tensors};
 pub use weights::WeightsError;
 
 use crate::error::Hint;

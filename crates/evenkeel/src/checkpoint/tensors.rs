@@ -2,6 +2,7 @@
 //! tensors make equal bytes.
 
 use super::{CheckpointError, Result, files};
+use crate::model::Input;
 use candle_core::{DType, Device, Tensor};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use std::collections::{BTreeMap, HashMap};
@@ -69,6 +70,19 @@ pub fn read_tensors(path: &Path) -> Result<BTreeMap<String, Tensor>> {
         tensors.insert(name, tensor);
     }
     Ok(tensors)
+}
+
+/// Images as an image processor makes them: the tensor `pixel_values` (images, colours, height, width) of a file.
+///
+/// # Errors
+/// If the file cannot be read, or holds no such tensor.
+pub fn read_images(path: &Path) -> Result<Input> {
+    let pixels = read_tensors(path)?.remove("pixel_values").filter(|p| p.rank() == 4);
+    let pixels = pixels.ok_or_else(|| CheckpointError::Damaged {
+        path: path.to_path_buf(),
+        problem: "it holds no tensor `pixel_values` of (images, colours, height, width)".into(),
+    })?;
+    Ok(Input::Images { pixels: pixels.to_dtype(DType::F32)?.contiguous()? })
 }
 
 /// Half precision, widened.

@@ -13,7 +13,7 @@ use crate::output;
 use crate::progress;
 use crate::settings::Settings;
 use evenkeel::model::ModelConfig;
-use evenkeel::ops::{self, Activation, AttentionSpec, NormSpec, QkNormSpec};
+use evenkeel::ops::{self, Activation, AttentionSpec, Epsilon, NormSpec, QkNormSpec};
 use evenkeel::optim::{OptimConfig, OptimizerName, Slot, State};
 use evenkeel::profile::{Pass, Profile};
 use evenkeel::report::table::{Align, Table};
@@ -96,7 +96,7 @@ fn attention(name: &'static str, c: &ModelConfig, sequences: usize, qk_norm: boo
     // Two products over the pairs of a token and itself or one before it; four in the backward pass.
     let pairs = sequences as f64 * c.context as f64 * (c.context + 1) as f64 / 2.0;
     let flop = 4.0 * pairs * c.width as f64;
-    let (spec, eps) = (AttentionSpec::causal(c.heads), c.qk_norm_eps);
+    let (spec, eps) = (AttentionSpec::causal(c.heads), Epsilon::Outside(c.qk_norm_eps));
     let run: Run = Box::new(move |tape, v| {
         let norm = qk_norm.then(|| QkNormSpec { q_gain: &v[3], k_gain: &v[4], biases: None, eps });
         Ok(ops::attention(tape, &v[0], &v[1], &v[2], norm, &spec)?)
@@ -119,7 +119,7 @@ fn products(c: &ModelConfig, sequences: usize) -> evenkeel::Result<Vec<Case>> {
             name: "head, cross-entropy",
             inputs: vec![filled(&[t, d])?, filled(&[v, d])?],
             passes: vec![(Pass::Forward, Work::Flop(6.0 * t as f64 * d as f64 * v as f64))],
-            run: Box::new(move |tape, v| Ok(ops::head_cross_entropy(tape, &v[0], &v[1], &targets)?)),
+            run: Box::new(move |tape, v| Ok(ops::head_cross_entropy(tape, &v[0], &v[1], None, &targets)?)),
         },
     ])
 }

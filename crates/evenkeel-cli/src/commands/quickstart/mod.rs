@@ -171,8 +171,9 @@ fn one_run(
         }
         Outcome::Finished => {}
     }
+    let model = run.trainer.model();
     let quantised: QuantReport =
-        quantise(run.trainer.model(), Scheme::W8a8, dataset, CALIBRATION_BATCHES, settings)?;
+        quantise(model, Scheme::W8a8, dataset, model.config().context, CALIBRATION_BATCHES, settings)?;
     files::write_json(&run.root.join("w8a8.json"), &quantised)?;
     let kurtosis = kurtosis(&run, dataset)?;
     result.val_loss = Some(quantised.float.perplexity.ln());
@@ -186,9 +187,9 @@ fn one_run(
 
 fn kurtosis(run: &Run, dataset: &Arc<Dataset>) -> Result<KurtosisSummary, Failure> {
     let model = run.trainer.model();
-    let batches = blocks(dataset, model, Some(INSPECT_TOKENS))?;
+    let batches = blocks(dataset, model.config().context, Some(INSPECT_TOKENS))?;
     let batches = batches.map(|b| b.map_err(evenkeel::Error::from));
-    Ok(inspect::inspect(model, batches, &inspect::Options::summary())?.summary)
+    Ok(inspect::inspect(model, batches, &inspect::Options::summary(), &mut |_, _| {})?.summary)
 }
 
 /// Median speed over the whole log, also of a run that an earlier command began.

@@ -1,0 +1,37 @@
+//! MODEL: a run directory, one of its checkpoints, a Hugging Face folder, or a name on the Hub.
+
+use crate::failure::Failure;
+use crate::output;
+use crate::settings::Settings;
+use evenkeel::checkpoint::{CheckpointError, OnDisk, hub};
+use evenkeel::model::{ModelError, Transformer};
+use std::path::{Path, PathBuf};
+
+/// The folder that MODEL means, a name on the Hub looked up in the cache.
+pub(crate) fn locate(model: &Path, settings: &Settings) -> Result<PathBuf, Failure> {
+    match hub::parse(&model.to_string_lossy()) {
+        Some(name) => {
+            let mut told = |text: &str| {
+                if !settings.quiet {
+                    output::note(text);
+                }
+            };
+            Ok(hub::locate(&name, &hub::cache_dir(), &mut told).map_err(CheckpointError::from)?)
+        }
+        None => Ok(model.to_path_buf()),
+    }
+}
+
+/// Opens MODEL without reading its weights.
+pub(crate) fn open(model: &Path, settings: &Settings) -> Result<OnDisk, Failure> {
+    Ok(OnDisk::open(&locate(model, settings)?)?)
+}
+
+/// Loads a MODEL that predicts the next token, and says where it lies.
+pub(crate) fn load(model: &Path, settings: &Settings) -> Result<(Transformer, PathBuf), Failure> {
+    let on_disk = open(model, settings)?;
+    if !on_disk.config().predicts_next_token() {
+        return Err(ModelError::NoNextToken.into());
+    }
+    Ok((on_disk.load()?, on_disk.folder().to_path_buf()))
+}
