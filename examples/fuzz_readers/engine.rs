@@ -42,7 +42,7 @@ fn read_index(file: &[u8]) -> Result<(), Fault> {
 fn read_all(file: &[u8], tensors: &[(String, View)]) {
     for (_, view) in tensors {
         let numbers = view.read(file);
-        assert_eq!(numbers.len(), view.shape().iter().product());
+        assert_eq!(numbers.len(), view.shape().iter().product::<usize>());
         if let Some(&rows) = view.shape().first() {
             let part = view.rows(rows / 2..rows).map(|part| part.read(file)).unwrap_or_default();
             assert_eq!(part.len(), numbers.len() / rows.max(1) * (rows - rows / 2));

@@ -95,8 +95,10 @@ fn shape(sequences: usize, tokens: usize, heads: usize, d_head: usize) -> Shape 
 /// One head of the variants, written down: out and log Σ exp of every row, for prepared queries and keys in rows.
 fn plain(s: Shape, q: &[Vec<f64>], k: &[Vec<f64>], v: &[Vec<f64>]) -> (Vec<Vec<f64>>, Vec<f64>) {
     let row = |i: usize| {
-        let seen = if s.causal { i + 1 } else { s.tokens };
-        let scores: Vec<f64> = (0..seen)
+        let end = if s.causal { i + 1 } else { s.tokens };
+        let seen = if s.window > 0 { end.saturating_sub(s.window)..end } else { 0..end };
+        let scores: Vec<f64> = seen
+            .clone()
             .map(|j| {
                 let score = s.scale as f64 * q[i].iter().zip(&k[j]).map(|(a, b)| a * b).sum::<f64>();
                 let cap = s.softcap as f64;
@@ -111,29 +113,36 @@ fn plain(s: Shape, q: &[Vec<f64>], k: &[Vec<f64>], v: &[Vec<f64>]) -> (Vec<Vec<f
             }
             _ => score.exp() / sum,
         };
-        let out = (0..s.d_head).map(|c| (0..seen).map(|j| weight(scores[j]) * v[j][c]).sum()).collect();
+        let out = (0..s.d_head)
+            .map(|c| seen.clone().zip(&scores).map(|(j, &score)| weight(score) * v[j][c]).sum())
+            .collect();
         (out, sum.ln())
     };
     (0..s.tokens).map(row).unzip()
 }
 
-/// Grouped queries, rotations, caps, slots and clipping, alone and together, against the formulas in float64. Their gradients
+/// Grouped queries, rotations, caps, slots, clipping and windows, alone and together, against the formulas in float64. Their gradients
 /// are held to candle's differentiation in the library, where these kernels have their compositions.
 #[test]
 fn variants_follow_the_formula() {
     let clipped = Softmax::Clipped { gamma: -0.02, eta: 1.05 };
     for tokens in [1, 17, 67] {
-        for (kv_heads, half, softcap, softmax, causal) in [
-            (4, 0, 0.0, Softmax::Standard, true),
-            (2, 0, 0.0, Softmax::Standard, false),
-            (1, 3, 0.0, Softmax::Standard, true),
-            (4, 2, 0.4, Softmax::Standard, true),
-            (4, 0, 0.0, Softmax::NullSlot, false),
-            (4, 0, 0.0, clipped, true),
-            (2, 1, 0.4, clipped, false),
-            (2, 3, 0.4, Softmax::NullSlot, true),
+        for (kv_heads, half, softcap, softmax, causal, window) in [
+            (4, 0, 0.0, Softmax::Standard, true, 0),
+            (2, 0, 0.0, Softmax::Standard, false, 0),
+            (1, 3, 0.0, Softmax::Standard, true, 0),
+            (4, 2, 0.4, Softmax::Standard, true, 0),
+            (4, 0, 0.0, Softmax::NullSlot, false, 0),
+            (4, 0, 0.0, clipped, true, 0),
+            (2, 1, 0.4, clipped, false, 0),
+            (2, 3, 0.4, Softmax::NullSlot, true, 0),
+            (4, 0, 0.0, Softmax::Standard, true, 1),
+            (2, 2, 0.0, Softmax::Standard, true, 5),
+            (1, 0, 0.4, clipped, true, 64),
+            (4, 0, 0.0, Softmax::NullSlot, true, 65),
+            (4, 0, 0.0, Softmax::Standard, true, 66),
         ] {
-            let s = Shape { kv_heads, softcap, softmax, causal, ..shape(2, tokens, 4, 7) };
+            let s = Shape { kv_heads, softcap, softmax, causal, window, ..shape(2, tokens, 4, 7) };
             let size = |heads: usize| s.sequences * tokens * heads * s.d_head;
             let (q, k, v) = (fill(size(4), 1), fill(size(kv_heads), 2), fill(size(kv_heads), 3));
             let angle = |t: usize, c: usize| (t * (c + 2)) as f64 * 0.3;

@@ -247,6 +247,7 @@ fn reference_gradients_are_the_derivatives_of_the_reference_forward() {
             kv_heads: 2,
             d_head: 3,
             causal,
+            window: 0,
             scale: 0.7,
             softcap: 0.0,
             softmax: Softmax::Standard,

@@ -8,6 +8,7 @@ use super::layout::{Map, Stored};
 use super::{gpt2, llama, opt};
 use crate::checkpoint::{CheckpointError, Result, files, write_config, write_tensors};
 use crate::model::config::{Beta, Nonlinearity, Norm, Positions, Projection, Readout, ValueInit};
+use crate::data::Tokenizer;
 use crate::model::{ModelConfig, Transformer};
 use crate::ops::Activation;
 use crate::slices::{slice, tensor};
@@ -111,6 +112,12 @@ pub fn export(dir: &Path, model: &Transformer, tokenizer: Option<&Path>, target:
         files::write(&dir.join("modeling_evenkeel.py"), MODELING.as_bytes())?;
     }
     if let Some(tokenizer) = tokenizer {
+        // The classes' own defaults are ids of other vocabularies.
+        let separator = Tokenizer::load(tokenizer).ok().and_then(|t| t.separator());
+        let path = dir.join("config.json");
+        let mut config: Value = files::read_json(&path)?;
+        (config["bos_token_id"], config["eos_token_id"]) = (Value::Null, json!(separator));
+        files::write_json(&path, &config)?;
         files::write(&dir.join("tokenizer.json"), &files::read(tokenizer)?)?;
         let class =
             json!({"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": false});
