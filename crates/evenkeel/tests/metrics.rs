@@ -232,7 +232,8 @@ fn inspect_reports_what_the_dumped_activations_say() {
         let model = Transformer::new(config, 5).unwrap();
         let ids: Vec<u32> = (0..36).map(|i| (i * i * 7 + 3) % 37).collect();
         let batch = Batch { inputs: ids.clone(), targets: ids.clone(), sequences: 3, context: 12 };
-        let report = inspect::inspect(&model, std::iter::once(Ok(batch)), &Options::exact(), &mut |_, _| {}).unwrap();
+        let report =
+            inspect::inspect(&model, std::iter::once(Ok(batch)), &Options::exact(), &mut |_, _| {}).unwrap();
         let dump = activations(&model, &ids, 3).unwrap();
         assert_eq!(report.sites.len(), dump.len());
         assert_eq!(
@@ -286,7 +287,8 @@ fn a_stream_of_batches_keeps_gram_metrics_to_the_residual_stream_and_looks_at_on
     let parts = ids.chunks(24).map(batch);
     let stream = inspect::inspect(&model, parts, &Options::stream(), &mut |_, _| {}).unwrap();
     assert_eq!((stream.tokens, stream.gram_tokens, stream.attention_tokens), (72, Some(72), 24));
-    let whole = inspect::inspect(&model, std::iter::once(batch(&ids)), &Options::stream(), &mut |_, _| {}).unwrap();
+    let whole =
+        inspect::inspect(&model, std::iter::once(batch(&ids)), &Options::stream(), &mut |_, _| {}).unwrap();
     for (stream, whole) in stream.sites.iter().zip(&whole.sites) {
         for name in Metrics::NAMES {
             agree(&format!("{} {name}", stream.site), stream.metrics.get(name), whole.metrics.get(name));
@@ -297,7 +299,8 @@ fn a_stream_of_batches_keeps_gram_metrics_to_the_residual_stream_and_looks_at_on
     // The same entries, counted over all batches; ratios are to the batch's own median.
     let places = |m: &MassiveActivation| (m.site.clone(), m.sequence, m.position, m.channel, m.value);
     assert!(stream.massive.iter().map(places).eq(whole.massive.iter().map(places)));
-    let mut summary = inspect::inspect(&model, std::iter::once(batch(&ids)), &Options::summary(), &mut |_, _| {}).unwrap();
+    let mut summary =
+        inspect::inspect(&model, std::iter::once(batch(&ids)), &Options::summary(), &mut |_, _| {}).unwrap();
     assert_eq!(summary.summary, whole.summary);
     assert!(summary.massive.is_empty() && summary.attention.is_empty() && summary.weights.is_empty());
     assert!(summary.gram.take().is_none());

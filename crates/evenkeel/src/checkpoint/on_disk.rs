@@ -5,12 +5,12 @@
 //! time.
 
 use super::hf::{self, Found, Layout};
-use super::weights::Weights;
+use super::weights::{Weights, shown};
 use super::{CheckpointError, Result, files, own_config, resolve};
 use crate::model::{ModelConfig, ModelError, Streamed, Transformer};
 use crate::slices::tensor;
 use candle_core::Tensor;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// A model whose parameters are still in their files.
@@ -40,6 +40,7 @@ impl OnDisk {
         let shapes = Transformer::shapes(config.clone()).map_err(fit)?;
         let weights = Weights::open(&folder)?;
         let (mut found, mut problems) = (BTreeMap::new(), Vec::new());
+        let mut misshapen = BTreeSet::new();
         for (parameter, shape) in shapes {
             let place = match &map {
                 Some(map) => map.find(&weights, &parameter),
@@ -47,17 +48,18 @@ impl OnDisk {
             };
             match place {
                 Ok(place) => match weights.shape(&place.name) {
-                    Some(stored) if !place.layout.fits(stored, &shape) => problems.push(format!(
-                        "{} has shape {stored:?}, not {}",
-                        place.name,
-                        place.layout.expected(&shape)
-                    )),
+                    Some(stored) if !place.layout.fits(stored, &shape) => {
+                        let expected = place.layout.expected(&shape);
+                        problems.push(format!("{} has shape {stored:?}, not {expected}", shown(&place.name)));
+                        misshapen.insert(place.name);
+                    }
                     None if place.layout.is_stored() => problems.push(format!("{} is missing", place.name)),
                     _ => {
-                        if let Some(row) = place.row_of.as_ref().and_then(|name| weights.shape(name))
-                            && row.get(1..) != shape.get(1..)
+                        if let Some(name) = &place.row_of
+                            && let Some(row) = weights.shape(name)
+                            && (row.first().is_none_or(|&rows| rows == 0) || row.get(1..) != shape.get(1..))
                         {
-                            problems.push(format!("{:?} has rows of another width", place.row_of));
+                            problems.push(format!("{name} has shape {row:?}, not rows of {:?}", &shape[1..]));
                         }
                         found.insert(parameter, place);
                     }
@@ -65,20 +67,29 @@ impl OnDisk {
                 Err(name) => problems.push(format!("{name} is missing")),
             }
         }
-        let used: std::collections::BTreeSet<&str> =
+        let used: BTreeSet<&str> =
             found.values().flat_map(|f| [Some(f.name.as_str()), f.row_of.as_deref()]).flatten().collect();
         let spare = |name: &&str| !used.contains(name) && map.as_ref().is_none_or(|m| !m.ignores(name));
         // A tensor of the wrong shape was named already.
-        let named = |name: &&str| !problems.iter().any(|p: &String| p.starts_with(&format!("{name} has")));
+        let named = |name: &&str| !misshapen.contains(*name);
         let left: Vec<String> = weights
             .names()
             .filter(spare)
             .filter(named)
-            .map(|name| format!("{name} is not part of this model"))
+            .map(|name| format!("{} is not part of this model", shown(name)))
             .collect();
         problems.extend(left);
         if !problems.is_empty() {
             return Err(fit(ModelError::Weights { problems }));
+        }
+        if config.tie_head
+            && let Some(twin) = map.as_ref().and_then(|map| map.twin(&weights))
+            && let Some(table) = found.get("embed.token.weight")
+            && weights.read(&twin)? != weights.read(&table.name)?
+        {
+            // Versions of transformers do not agree on which of the two is meant.
+            let problem = format!("{twin} differs from {}, and the configuration ties them", table.name);
+            return Err(fit(ModelError::Weights { problems: vec![problem] }));
         }
         Ok(Self { folder, config, weights, found })
     }

@@ -163,16 +163,27 @@ impl Attention {
         let looked_into = if places.iter().any(|&p| tap.wants(site(p))) {
             let tap = RefCell::new(&mut *tap);
             let off = Tape::off();
-            Some(ops::attention_composed(&off, q_btd, k_btk, v_btk, qk_norm, spec, |inner, tensor| {
-                let place = match inner {
-                    Inner::QNorm => Place::AttnQNorm,
-                    Inner::KNorm => Place::AttnKNorm,
-                    Inner::Scores => Place::AttnScores,
-                    Inner::Probs => Place::AttnProbs,
-                };
-                let mut tap = tap.borrow_mut();
-                if tap.wants(site(place)) { tap.visit(site(place), tensor) } else { Ok(tensor) }
-            })?)
+            // Who changes what it sees needs the whole batch; who looks is content with a sequence at a time.
+            let at_once = if tap.borrow().transforms() { usize::MAX } else { 1 };
+            Some(ops::attention_composed(
+                &off,
+                q_btd,
+                k_btk,
+                v_btk,
+                qk_norm,
+                spec,
+                at_once,
+                |inner, tensor| {
+                    let place = match inner {
+                        Inner::QNorm => Place::AttnQNorm,
+                        Inner::KNorm => Place::AttnKNorm,
+                        Inner::Scores => Place::AttnScores,
+                        Inner::Probs => Place::AttnProbs,
+                    };
+                    let mut tap = tap.borrow_mut();
+                    if tap.wants(site(place)) { tap.visit(site(place), tensor) } else { Ok(tensor) }
+                },
+            )?)
         } else {
             None
         };

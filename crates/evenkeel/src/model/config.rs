@@ -42,6 +42,9 @@ pub struct ModelConfig {
     /// Height, width and colour channels of an image; all 0 if the model reads tokens.
     #[serde(default)]
     pub image: [usize; 3],
+    /// An id that no input may hold: a padding token, which the model gives no position (RoBERTa).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub padding_id: Option<u32>,
     /// Channels of the token table; 0 means `width`. Others are mapped to `width` before positions are added, and mapped
     /// back before the head (OPT-350m).
     #[serde(default)]

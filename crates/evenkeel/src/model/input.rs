@@ -80,6 +80,9 @@ pub(super) fn check_ids(config: &ModelConfig, ids: &[u32], sequences: usize) -> 
     if tokens > config.context && config.positions == Positions::Learned {
         return Err(ModelError::TooLong { tokens, context: config.context });
     }
+    if let Some(id) = config.padding_id.filter(|id| ids.contains(id)) {
+        return Err(ModelError::Padding { id });
+    }
     match ids.iter().find(|&&id| id as usize >= config.vocab) {
         Some(&id) => Err(ModelError::IdBeyondVocabulary { id, vocab: config.vocab }),
         None => Ok(()),

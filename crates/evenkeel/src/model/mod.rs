@@ -53,6 +53,12 @@ pub enum ModelError {
         /// Vocabulary size.
         vocab: usize,
     },
+    /// A padding token among the input.
+    #[error("token id {id} is the model's padding, which has no position among the others")]
+    Padding {
+        /// The id.
+        id: u32,
+    },
     /// More tokens than learned positions.
     #[error("a sequence of {tokens} tokens is longer than the model's context of {context}")]
     TooLong {
@@ -123,6 +129,7 @@ impl Hint for ModelError {
             ModelError::IdBeyondVocabulary { .. } => {
                 "use the tokenizer that the model was trained with, or a model made for this data".into()
             }
+            ModelError::Padding { .. } => "give sequences of one length without padding".into(),
             ModelError::TooLong { context, .. } => format!("give sequences of at most {context} tokens"),
             ModelError::WrongInput { .. } => "give --ids, --text or --data to a model of text, --pixels to one of images".into(),
             ModelError::ImageSize { .. } => "prepare the images with the model's own image processor".into(),

@@ -87,6 +87,7 @@ pub(crate) fn pre_ln() -> ModelConfig {
         context: 128,
         patch_size: 0,
         image: [0; 3],
+        padding_id: None,
         embed_dim: 0,
         embed_scale: 1.0,
         mlp_ratio: 4,

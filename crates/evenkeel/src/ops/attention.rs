@@ -178,7 +178,7 @@ pub fn attention(
     let norm = qk_norm.as_ref().map_or(Vec::new(), QkNormSpec::values);
     let inputs: Vec<&Value> = [q, k, v].into_iter().chain(&norm).collect();
     if !all_fast(&inputs) || spec.dropout.is_some() {
-        return attention_composed(tape, q, k, v, qk_norm, spec, |_, x| Ok(x));
+        return attention_composed(tape, q, k, v, qk_norm, spec, usize::MAX, |_, x| Ok(x));
     }
     let (sequences, tokens, width) = q.tensor().dims3()?;
     let d_head = width / spec.heads;
@@ -225,10 +225,12 @@ pub fn attention(
     }))
 }
 
-/// The same from candle primitives, with `inner` called at every place inside.
+/// The same from candle primitives, with `inner` called at every place inside. The matrices of scores are made for `at_once`
+/// sequences at a time, and `inner` sees those of each such part.
 ///
 /// # Errors
 /// If shapes disagree, or what `inner` returns.
+#[allow(clippy::too_many_arguments)]
 pub fn attention_composed(
     tape: &Tape,
     q: &Value,
@@ -236,6 +238,7 @@ pub fn attention_composed(
     v: &Value,
     qk_norm: Option<QkNormSpec>,
     spec: &AttentionSpec,
+    at_once: usize,
     mut inner: impl FnMut(Inner, Tensor) -> Result<Tensor>,
 ) -> Result<Value> {
     let norm = qk_norm.as_ref().map_or(Vec::new(), QkNormSpec::values);
@@ -259,21 +262,42 @@ pub fn attention_composed(
         let v = shared_by_heads(&split(&t[2], kv_heads)?, heads)?;
         let heads_first = |x: &Tensor| x.transpose(1, 2)?.contiguous();
         let (q, k, v) = (heads_first(&q)?, heads_first(&k)?, heads_first(&v)?);
-        let mut scores = (q.matmul(&k.t()?.contiguous()?)? * (1.0 / (d_head as f64).sqrt()))?;
-        if spec.softcap > 0.0 {
-            scores = ((scores / spec.softcap)?.tanh()? * spec.softcap)?;
+        if at_once >= sequences {
+            let context = mixed(&q, &k, &v, spec, &mut inner)?;
+            return context.transpose(1, 2)?.reshape((sequences, tokens, width));
         }
-        let mut scores = inner(Inner::Scores, scores)?;
-        if spec.causal {
-            let mask = causal_mask(tokens, spec.window, scores.dtype())?.to_device(scores.device())?;
-            scores = scores.broadcast_add(&mask)?;
-        }
-        let mut probs = inner(Inner::Probs, spec.softmax.composed(&scores)?)?;
-        if let Some(dropout) = spec.dropout {
-            probs = (&probs * dropout.mask(probs.dims(), probs.dtype())?)?;
-        }
-        probs.matmul(&v)?.transpose(1, 2)?.reshape((sequences, tokens, width))
+        let parts = (0..sequences).step_by(at_once.max(1)).map(|first| {
+            let part = |x: &Tensor| x.narrow(0, first, at_once.min(sequences - first))?.contiguous();
+            mixed(&part(&q)?, &part(&k)?, &part(&v)?, spec, &mut inner)
+        });
+        let context = Tensor::cat(&parts.collect::<Result<Vec<_>>>()?, 0)?;
+        context.transpose(1, 2)?.reshape((sequences, tokens, width))
     })
+}
+
+/// `P v` of prepared queries, keys and values, (sequences, heads, tokens, d_head) each.
+fn mixed(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    spec: &AttentionSpec,
+    inner: &mut impl FnMut(Inner, Tensor) -> Result<Tensor>,
+) -> Result<Tensor> {
+    let (tokens, d_head) = (q.dim(2)?, q.dim(3)?);
+    let mut scores = (q.matmul(&k.t()?.contiguous()?)? * (1.0 / (d_head as f64).sqrt()))?;
+    if spec.softcap > 0.0 {
+        scores = ((scores / spec.softcap)?.tanh()? * spec.softcap)?;
+    }
+    let mut scores = inner(Inner::Scores, scores)?;
+    if spec.causal {
+        let mask = causal_mask(tokens, spec.window, scores.dtype())?.to_device(scores.device())?;
+        scores = scores.broadcast_add(&mask)?;
+    }
+    let mut probs = inner(Inner::Probs, spec.softmax.composed(&scores)?)?;
+    if let Some(dropout) = spec.dropout {
+        probs = (&probs * dropout.mask(probs.dims(), probs.dtype())?)?;
+    }
+    probs.matmul(v)
 }
 
 /// QK-norm of x (sequences, tokens, heads, d_head), merged again.

@@ -18,8 +18,12 @@ pub(super) fn bert(keys: &mut Keys, task: Task) -> Result<Setup, HfError> {
 
 pub(super) fn roberta(keys: &mut Keys, task: Task) -> Result<Setup, HfError> {
     // Positions are counted from the padding's id + 1.
-    let padding = keys.number("pad_token_id", 1.0)? as usize;
-    let config = encoder(keys, task, "roberta", padding + 1)?;
+    let padding = keys.size_or_zero("pad_token_id")?.unwrap_or(1);
+    let Some(id) = u32::try_from(padding).ok().filter(|&id| id < u32::MAX) else {
+        return Err(keys.refused("pad_token_id", "is no token id"));
+    };
+    // A padding token has no position, so that the tokens after it would be counted otherwise.
+    let config = ModelConfig { padding_id: Some(id), ..encoder(keys, task, "roberta", padding + 1)? };
     if config.head_transform && config.activation.to_string() != "gelu" {
         let problem = format!("is \"{}\", and the head's own is gelu: one model has one", config.activation);
         return Err(keys.refused("hidden_act", problem));
@@ -32,6 +36,7 @@ fn encoder(keys: &mut Keys, task: Task, name: &str, skipped: usize) -> Result<Mo
         keys.only_flag(flag, false)?;
     }
     keys.only_word("position_embedding_type", "absolute")?;
+    keys.only_word("directionality", "bidi")?;
     keys.size_if_any("type_vocab_size")?;
     let positions = keys.size("max_position_embeddings")?;
     let masked = task == Task::Masked;
@@ -62,7 +67,7 @@ fn encoder(keys: &mut Keys, task: Task, name: &str, skipped: usize) -> Result<Mo
 /// What the two call their heads.
 struct Names {
     prefixes: &'static [&'static str],
-    dense: [&'static str; 2],
+    dense: [&'static [&'static str]; 2],
     norm: [&'static [&'static str]; 2],
     decoder: &'static [&'static str],
     bias: &'static [&'static str],
@@ -70,7 +75,7 @@ struct Names {
 
 static BERT: Names = Names {
     prefixes: &["bert.", ""],
-    dense: ["cls.predictions.transform.dense.weight", "cls.predictions.transform.dense.bias"],
+    dense: [&["cls.predictions.transform.dense.weight"], &["cls.predictions.transform.dense.bias"]],
     norm: [
         &["cls.predictions.transform.LayerNorm.weight", "cls.predictions.transform.LayerNorm.gamma"],
         &["cls.predictions.transform.LayerNorm.bias", "cls.predictions.transform.LayerNorm.beta"],
@@ -81,7 +86,7 @@ static BERT: Names = Names {
 
 static ROBERTA: Names = Names {
     prefixes: &["roberta.", ""],
-    dense: ["lm_head.dense.weight", "lm_head.dense.bias"],
+    dense: [&["lm_head.dense.weight"], &["lm_head.dense.bias"]],
     norm: [&["lm_head.layer_norm.weight"], &["lm_head.layer_norm.bias"]],
     decoder: &["lm_head.decoder.weight"],
     bias: &["lm_head.bias", "lm_head.decoder.bias"],
@@ -148,8 +153,8 @@ fn map(c: &ModelConfig, positions: Layout, names: &'static Names) -> Map {
                 &["encoder.layer.{}.output.LayerNorm.bias", "encoder.layer.{}.output.LayerNorm.beta"],
                 Same,
             ),
-            entry("head.transform.weight", std::slice::from_ref(&names.dense[0]), Same),
-            entry("head.transform.bias", std::slice::from_ref(&names.dense[1]), Same),
+            entry("head.transform.weight", names.dense[0], Same),
+            entry("head.transform.bias", names.dense[1], Same),
             entry("head.norm.gain", names.norm[0], Same),
             entry("head.norm.bias", names.norm[1], Same),
             entry("head.weight", names.decoder, Same),
@@ -158,10 +163,12 @@ fn map(c: &ModelConfig, positions: Layout, names: &'static Names) -> Map {
         prefixes: names.prefixes,
         bare: &["cls.", "lm_head."],
         ignored,
+        twins: &["cls.predictions.decoder.weight", "lm_head.decoder.weight"],
     }
 }
 
 pub(super) const HEADS: Heads = Heads {
+    family: &["Bert", "Roberta", "XLMRoberta"],
     next_token: &[],
     masked: &["BertForMaskedLM", "BertForPreTraining", "RobertaForMaskedLM", "XLMRobertaForMaskedLM"],
     classes: &[],

@@ -7,8 +7,8 @@
 use super::layout::{Map, Stored};
 use super::{gpt2, llama, opt};
 use crate::checkpoint::{CheckpointError, Result, files, write_config, write_tensors};
-use crate::model::config::{Beta, Nonlinearity, Norm, Positions, Projection, Readout, ValueInit};
 use crate::data::Tokenizer;
+use crate::model::config::{Beta, Nonlinearity, Norm, Positions, Projection, Readout, ValueInit};
 use crate::model::{ModelConfig, Transformer};
 use crate::ops::Activation;
 use crate::slices::{slice, tensor};
@@ -112,11 +112,10 @@ pub fn export(dir: &Path, model: &Transformer, tokenizer: Option<&Path>, target:
         files::write(&dir.join("modeling_evenkeel.py"), MODELING.as_bytes())?;
     }
     if let Some(tokenizer) = tokenizer {
-        // The classes' own defaults are ids of other vocabularies.
         let separator = Tokenizer::load(tokenizer).ok().and_then(|t| t.separator());
         let path = dir.join("config.json");
         let mut config: Value = files::read_json(&path)?;
-        (config["bos_token_id"], config["eos_token_id"]) = (Value::Null, json!(separator));
+        config["eos_token_id"] = json!(separator);
         files::write_json(&path, &config)?;
         files::write(&dir.join("tokenizer.json"), &files::read(tokenizer)?)?;
         let class =
@@ -328,6 +327,8 @@ impl Plain {
         // As versions 5 and 4 of transformers say it.
         config["dtype"] = json!("float32");
         config["torch_dtype"] = json!("float32");
+        // The classes' own defaults are ids of other vocabularies.
+        (config["bos_token_id"], config["eos_token_id"]) = (Value::Null, Value::Null);
         files::write_json(&dir.join("config.json"), &config)
     }
 }

@@ -32,7 +32,14 @@ pub(super) fn setup(keys: &mut Keys, task: Task) -> Result<Setup, HfError> {
 }
 
 fn map(headless: bool) -> Map {
-    let mut ignored = vec![".attn.bias", ".attn.masked_bias", "score.*", "classifier.*", "qa_outputs.*"];
+    let mut ignored = vec![
+        ".attn.bias",
+        ".attn.masked_bias",
+        "score.*",
+        "classifier.*",
+        "qa_outputs.*",
+        "multiple_choice_head.*",
+    ];
     if headless {
         ignored.push("lm_head.weight");
     }
@@ -63,11 +70,13 @@ fn map(headless: bool) -> Map {
         prefixes: &["transformer.", ""],
         bare: &["lm_head."],
         ignored,
+        twins: &["lm_head.weight"],
     }
 }
 
 /// What a model has to be for the class to compute it, apart from missing biases and gains that can be folded.
 pub(super) fn expresses(c: &ModelConfig) -> Result<(), String> {
+    super::export::activation_name(c.activation)?;
     super::export::expect(c, &super::ModelConfig { rope_base: c.rope_base, ..super::plain("gpt2") })
 }
 
@@ -94,6 +103,9 @@ pub(super) fn export(c: &ModelConfig) -> Result<(Value, Map), String> {
     Ok((value, map(c.tie_head)))
 }
 
-/// Whether the names of this class's heads say that it predicts the next token.
-pub(super) const HEADS: Heads =
-    Heads { next_token: &["GPT2LMHeadModel", "GPT2DoubleHeadsModel"], masked: &[], classes: &[] };
+pub(super) const HEADS: Heads = Heads {
+    family: &["GPT2"],
+    next_token: &["GPT2LMHeadModel", "GPT2DoubleHeadsModel"],
+    masked: &[],
+    classes: &[],
+};

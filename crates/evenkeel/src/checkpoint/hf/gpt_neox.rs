@@ -1,7 +1,7 @@
 //! GPT-NeoX (Pythia): partial rotary positions, attention and MLP side by side with a norm each (or one after the other), fused
 //! queries, keys and values head by head, a head of its own.
 
-use super::keys::Keys;
+use super::keys::{Keys, RopeNames};
 use super::layout::{Layout, Map, entry};
 use super::{Heads, HfError, Setup, Task};
 use crate::model::ModelConfig;
@@ -9,10 +9,15 @@ use crate::model::config::{Branches, Positions, Projection, Readout};
 
 use Layout::{FusedHeads, Same};
 
+const NAMES: RopeNames = RopeNames {
+    base: &["rope_theta", "rotary_emb_base"],
+    fraction: &["rotary_pct", "partial_rotary_factor"],
+};
+
 pub(super) fn setup(keys: &mut Keys, task: Task) -> Result<Setup, HfError> {
     let context = keys.size("max_position_embeddings")?;
     let (width, heads) = (keys.size("hidden_size")?, keys.size("num_attention_heads")?);
-    let rope = keys.rope(0.25, context)?;
+    let rope = keys.rope(&NAMES, 0.25, context)?;
     let mut biases = vec![Projection::Up, Projection::Down];
     if keys.flag("attention_bias", true)? {
         biases.extend([Projection::Q, Projection::K, Projection::V, Projection::Out]);
@@ -76,8 +81,10 @@ pub(super) fn setup(keys: &mut Keys, task: Task) -> Result<Setup, HfError> {
         prefixes: &["gpt_neox.", ""],
         bare: &["embed_out."],
         ignored,
+        twins: &["embed_out.weight"],
     };
     Ok(Setup { map, config })
 }
 
-pub(super) const HEADS: Heads = Heads { next_token: &["GPTNeoXForCausalLM"], masked: &[], classes: &[] };
+pub(super) const HEADS: Heads =
+    Heads { family: &["GPTNeoX"], next_token: &["GPTNeoXForCausalLM"], masked: &[], classes: &[] };

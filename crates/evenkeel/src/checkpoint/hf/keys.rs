@@ -2,6 +2,7 @@
 //! not known to be harmless is refused by name.
 
 use super::HfError;
+use crate::checkpoint::weights::shown;
 use crate::model::config::{Nonlinearity, RopeScaling};
 use crate::ops::Activation;
 use serde_json::{Map, Value};
@@ -14,9 +15,9 @@ const HARMLESS: &[&str] = &[
     "_attn_implementation_autoset",
     "_commit_hash",
     "_name_or_path",
+    "_num_labels",
     "architectures",
     "attn_implementation",
-    "auto_map",
     "bad_words_ids",
     "begin_suppress_tokens",
     "bos_token_id",
@@ -38,14 +39,17 @@ const HARMLESS: &[&str] = &[
     "init_std",
     "initializer_factor",
     "initializer_range",
+    "is_llama_config",
     "label2id",
     "language",
     "layerdrop",
     "length_penalty",
     "max_length",
     "min_length",
+    "model_max_length",
     "model_type",
     "n_ctx",
+    "n_special",
     "no_repeat_ngram_size",
     "num_beam_groups",
     "num_beams",
@@ -62,6 +66,7 @@ const HARMLESS: &[&str] = &[
     "pooler_output_size",
     "pooler_size_per_head",
     "pooler_type",
+    "predict_special_tokens",
     "prefix",
     "pretraining_tp",
     "problem_type",
@@ -83,10 +88,26 @@ const HARMLESS: &[&str] = &[
     "top_p",
     "torch_dtype",
     "torchscript",
+    "transformers.js_config",
     "transformers_version",
     "typical_p",
+    "unsloth_fixed",
+    "unsloth_version",
     "use_bfloat16",
     "use_cache",
+];
+
+/// Switches that stock classes know and that change nothing while they are off.
+const HARMLESS_IF_FALSE: &[&str] = &[
+    "add_cross_attention",
+    "is_decoder",
+    "is_encoder_decoder",
+    "rope_interleaved",
+    "scale_embeddings",
+    "tie_encoder_decoder",
+    "use_bidirectional_attention",
+    "use_mrope",
+    "use_sliding_window",
 ];
 
 /// A configuration in the making: what was asked for is ticked off.
@@ -106,6 +127,11 @@ impl<'a> Keys<'a> {
     fn get(&mut self, key: &'static str) -> Option<&'a Value> {
         self.seen.insert(key);
         self.object.get(key).filter(|v| !v.is_null())
+    }
+
+    /// Whether the key is not there at all, so that the class's own default holds; a null is there.
+    pub(super) fn is_absent(&self, key: &str) -> bool {
+        !self.object.contains_key(key)
     }
 
     /// A refusal that names the key.
@@ -219,7 +245,7 @@ impl<'a> Keys<'a> {
     pub(super) fn only_word(&mut self, key: &'static str, only: &str) -> Result<(), HfError> {
         match self.word(key)? {
             Some(word) if word != only => {
-                Err(self.refused(key, format!("is \"{word}\", which this version does not compute")))
+                Err(self.refused(key, format!("is \"{}\", which this version does not compute", shown(word))))
             }
             _ => Ok(()),
         }
@@ -242,7 +268,10 @@ impl<'a> Keys<'a> {
             _ => {
                 return Err(self.refused(
                     key,
-                    format!("is \"{name}\", and known are relu, gelu, gelu_new, gelu_pytorch_tanh, silu"),
+                    format!(
+                        "is \"{}\", and known are relu, gelu, gelu_new, gelu_pytorch_tanh, silu",
+                        shown(name)
+                    ),
                 ));
             }
         };
@@ -250,25 +279,41 @@ impl<'a> Keys<'a> {
     }
 
     /// RoPE's base, share of rotated channels and scaling, in the layout of transformers 4 or of transformers 5.
-    pub(super) fn rope(&mut self, default_fraction: f64, context: usize) -> Result<RopeKeys, HfError> {
+    pub(super) fn rope(
+        &mut self,
+        names: &RopeNames,
+        default_fraction: f64,
+        context: usize,
+    ) -> Result<RopeKeys, HfError> {
         let mut found = RopeKeys { base: 10_000.0, fraction: default_fraction, scaling: RopeScaling::None };
-        for key in ["rope_theta", "rotary_emb_base"] {
+        for key in names.base {
             found.base = self.number(key, found.base)?;
         }
-        for key in ["rotary_pct", "partial_rotary_factor"] {
+        for key in names.fraction {
             found.fraction = self.number(key, found.fraction)?;
         }
-        for key in ["rope_parameters", "rope_scaling"] {
+        let mut parts = Vec::new();
+        for (key, within) in [("rope_parameters", "rope_parameters."), ("rope_scaling", "rope_scaling.")] {
             let Some(value) = self.get(key) else { continue };
             let Some(object) = value.as_object() else {
                 return Err(self.refused(key, format!("must be an object, not {}", short(value))));
             };
-            let within = if key == "rope_parameters" { "rope_parameters." } else { "rope_scaling." };
+            if object.is_empty() {
+                continue;
+            }
             let mut inner = Keys { path: self.path, within, object, seen: BTreeSet::new() };
-            inner.rope_parameters(&mut found, context)?;
+            let mut part = found;
+            inner.rope_parameters(&mut part, context)?;
             inner.finish()?;
+            parts.push(part);
         }
-        Ok(found)
+        match parts[..] {
+            [] => Ok(found),
+            [one] => Ok(one),
+            // A file for both versions of transformers says the same twice.
+            [a, b, ..] if a == b => Ok(a),
+            _ => Err(self.refused("rope_scaling", "says something else than rope_parameters")),
+        }
     }
 
     fn rope_parameters(&mut self, found: &mut RopeKeys, context: usize) -> Result<(), HfError> {
@@ -276,33 +321,52 @@ impl<'a> Keys<'a> {
         found.fraction = self.number("partial_rotary_factor", found.fraction)?;
         let old = self.word("type")?;
         let kind = self.word("rope_type")?.or(old).unwrap_or("default");
-        let factor = self.number_if_any("factor")?;
-        let needed = |keys: &Self| factor.ok_or_else(|| keys.refused("factor", "is missing"));
         found.scaling = match kind {
             "default" => RopeScaling::None,
-            "linear" => RopeScaling::Linear { factor: needed(self)? },
+            "linear" => RopeScaling::Linear { factor: self.factor()? },
             // Relative to what the configuration calls the longest sequence.
-            "dynamic" => RopeScaling::Dynamic { factor: needed(self)?, original: context as f64 },
-            "llama3" => RopeScaling::Llama3 {
-                factor: needed(self)?,
-                low: self.number("low_freq_factor", 1.0)?,
-                high: self.number("high_freq_factor", 4.0)?,
-                original: self.size("original_max_position_embeddings")? as f64,
-            },
+            "dynamic" => RopeScaling::Dynamic { factor: self.factor()?, original: context as f64 },
+            "llama3" => {
+                let factor = self.factor()?;
+                let low = self.number("low_freq_factor", 1.0)?;
+                let high = self.number("high_freq_factor", 4.0)?;
+                if !(low > 0.0 && low < high && high.is_finite()) {
+                    return Err(
+                        self.refused("high_freq_factor", "must be above low_freq_factor, and that above 0")
+                    );
+                }
+                let original = self.size("original_max_position_embeddings")? as f64;
+                RopeScaling::Llama3 { factor, low, high, original }
+            }
             other => {
-                let problem = format!("is \"{other}\", and known are default, linear, dynamic, llama3");
+                let problem =
+                    format!("is \"{}\", and known are default, linear, dynamic, llama3", shown(other));
                 return Err(self.refused("rope_type", problem));
             }
         };
-        let again = RopeScaling::try_from(found.scaling.to_string());
-        if let Err(problem) = again {
-            return Err(self.refused("rope_type", problem));
-        }
         Ok(())
     }
 
-    /// Refuses what nobody asked for and what is not known to be harmless. A null or false sets nothing.
+    /// By how much angles are stretched.
+    fn factor(&mut self) -> Result<f64, HfError> {
+        match self.number_if_any("factor")? {
+            Some(factor) if (1.0..1e6).contains(&factor) => Ok(factor),
+            Some(_) => Err(self.refused("factor", "must be at least 1 and below a million")),
+            None => Err(self.refused("factor", "is missing")),
+        }
+    }
+
+    /// Refuses what nobody asked for and what is not known to be harmless. A null sets nothing.
     pub(super) fn finish(self) -> Result<(), HfError> {
+        let own_code = |map: &Value| {
+            let classes = ["AutoModel", "AutoModelForCausalLM", "AutoModelForMaskedLM"];
+            classes.iter().any(|class| map.get(class).is_some())
+        };
+        if self.object.get("auto_map").is_some_and(own_code) {
+            return Err(
+                self.refused("auto_map", "names code of the folder's own, which may compute anything")
+            );
+        }
         if self.object.get("quantization_config").is_some_and(|v| !v.is_null()) {
             let problem = "says that the weights are quantised, and only floating-point weights are read";
             return Err(self.refused("quantization_config", problem));
@@ -314,8 +378,9 @@ impl<'a> Keys<'a> {
                 || key.ends_with("dropout_prob")
                 || key.ends_with("_pdrop")
         };
-        let nothing = |value: &Value| match value {
-            Value::Null | Value::Bool(false) => true,
+        let nothing = |key: &str, value: &Value| match value {
+            Value::Null => true,
+            Value::Bool(false) => HARMLESS_IF_FALSE.contains(&key),
             Value::Array(list) => list.is_empty(),
             Value::Object(object) => object.is_empty(),
             _ => false,
@@ -323,20 +388,30 @@ impl<'a> Keys<'a> {
         let unknown: Vec<&str> = self
             .object
             .iter()
-            .filter(|(key, value)| !self.seen.contains(key.as_str()) && !harmless(key) && !nothing(value))
+            .filter(|(key, _)| {
+                !self.seen.contains(key.as_str()) && !harmless(key) && key.as_str() != "auto_map"
+            })
+            .filter(|(key, value)| !nothing(key, value))
             .map(|(key, _)| key.as_str())
             .collect();
         match unknown.is_empty() {
             true => Ok(()),
             false => Err(HfError::UnknownKeys {
                 path: PathBuf::from(self.path),
-                keys: unknown.iter().map(|key| format!("{}{key}", self.within)).collect(),
+                keys: unknown.iter().map(|key| shown(&format!("{}{key}", self.within))).collect(),
             }),
         }
     }
 }
 
+/// What an architecture calls RoPE's base and share in the layout of transformers 4.
+pub(super) struct RopeNames {
+    pub(super) base: &'static [&'static str],
+    pub(super) fraction: &'static [&'static str],
+}
+
 /// What a configuration says about rotary positions.
+#[derive(Clone, Copy, PartialEq)]
 pub(super) struct RopeKeys {
     pub(super) base: f64,
     pub(super) fraction: f64,
@@ -352,9 +427,5 @@ impl RopeKeys {
 
 /// A value in few characters.
 fn short(value: &Value) -> String {
-    let text = value.to_string();
-    match text.char_indices().nth(40) {
-        Some((at, _)) => format!("{}...", &text[..at]),
-        None => text,
-    }
+    shown(&value.to_string())
 }

@@ -225,6 +225,8 @@ pub(in crate::checkpoint) struct Map {
     pub(super) prefixes: &'static [&'static str],
     /// Beginnings that are written with no prefix, such as those of heads.
     pub(super) bare: &'static [&'static str],
+    /// Names of a head's own matrix, which in a model with a tied head may only repeat the token table.
+    pub(super) twins: &'static [&'static str],
     /// Ends of names of tensors that the model does not need.
     pub(super) ignored: Vec<&'static str>,
 }
@@ -249,7 +251,7 @@ impl Map {
     }
 
     /// Every name under which the parameter may be stored, the one of today first.
-    fn names(&self, theirs: &'static [&'static str], layer: Option<&str>) -> Vec<String> {
+    fn names(&self, theirs: &[&str], layer: Option<&str>) -> Vec<String> {
         let place = |name: &str| name.replace("{}", layer.unwrap_or(""));
         let mut names = Vec::new();
         for name in theirs {
@@ -269,22 +271,22 @@ impl Map {
         if let Constant(_) = entry.layout {
             return Ok(Found { layout: entry.layout, name: String::new(), row_of: None });
         }
-        let look = |theirs| {
+        let look = |theirs: &[&str]| {
             let names = self.names(theirs, layer);
             let found = names.iter().find(|name| weights.shape(name).is_some()).cloned();
             found.ok_or_else(|| names.into_iter().next().unwrap_or_default())
         };
         let name = look(entry.theirs)?;
         let row_of = match entry.layout {
-            PlusFirstRow(other) | SkipRowsPlusFirstRow(_, other) => {
-                let names: Vec<String> =
-                    self.prefixes.iter().map(|prefix| format!("{prefix}{other}")).collect();
-                let found = names.iter().find(|name| weights.shape(name).is_some()).cloned();
-                Some(found.ok_or_else(|| names.into_iter().next().unwrap_or_default())?)
-            }
+            PlusFirstRow(other) | SkipRowsPlusFirstRow(_, other) => Some(look(&[other])?),
             _ => None,
         };
         Ok(Found { layout: entry.layout, name, row_of })
+    }
+
+    /// The matrix of a tied head that is stored beside the token table, if there is one.
+    pub(in crate::checkpoint) fn twin(&self, weights: &Weights) -> Option<String> {
+        self.names(self.twins, None).into_iter().find(|name| weights.shape(name).is_some())
     }
 
     /// Whether a stored tensor may be left over.

@@ -1,7 +1,7 @@
 //! Llama and its kin, Mistral, Qwen2, Qwen3 and Gemma: RMSNorm before each branch, rotary positions, grouped queries, a gated
 //! MLP. What differs between them is in [`FAMILIES`].
 
-use super::keys::Keys;
+use super::keys::{Keys, RopeNames};
 use super::layout::{Layout, Map, entry};
 use super::{Heads, HfError, Setup, Task};
 use crate::model::ModelConfig;
@@ -65,6 +65,8 @@ const FAMILIES: [Family; 5] = [
     },
 ];
 
+const NAMES: RopeNames = RopeNames { base: &["rope_theta"], fraction: &["partial_rotary_factor"] };
+
 pub(super) fn setup(keys: &mut Keys, task: Task) -> Result<Setup, HfError> {
     let kind = keys.word("model_type")?.unwrap_or_default();
     let family = FAMILIES.iter().find(|f| f.name == kind).unwrap_or(&LLAMA);
@@ -73,7 +75,7 @@ pub(super) fn setup(keys: &mut Keys, task: Task) -> Result<Setup, HfError> {
     let (depth, context) = (keys.size("num_hidden_layers")?, keys.size("max_position_embeddings")?);
     let head_dim = keys.size_if_any("head_dim")?.unwrap_or(family.head_dim);
     let d_head = if head_dim == 0 { width / heads } else { head_dim };
-    let rope = keys.rope(1.0, context)?;
+    let rope = keys.rope(&NAMES, 1.0, context)?;
     let (window, window_blocks) = windows(keys, family.window, depth)?;
     let mut biases = Vec::new();
     if keys.flag("attention_bias", false)? {
@@ -98,10 +100,10 @@ pub(super) fn setup(keys: &mut Keys, task: Task) -> Result<Setup, HfError> {
         width,
         heads,
         head_dim: if d_head * heads == width { 0 } else { d_head },
-        kv_heads: match (keys.size_if_any("num_key_value_heads")?, family.kv_heads) {
-            (Some(kv_heads), _) => kv_heads,
-            (None, 0) => heads,
-            (None, kv_heads) => kv_heads,
+        kv_heads: match keys.size_if_any("num_key_value_heads")? {
+            Some(kv_heads) => kv_heads,
+            None if keys.is_absent("num_key_value_heads") && family.kv_heads > 0 => family.kv_heads,
+            None => heads,
         },
         vocab: keys.size("vocab_size")?,
         context,
@@ -128,14 +130,21 @@ pub(super) fn setup(keys: &mut Keys, task: Task) -> Result<Setup, HfError> {
     Ok(Setup { map: map(headless, if family.scaled { PlusOne } else { Same }), config })
 }
 
+/// Window of Mistral, Qwen2 and Qwen3 where no key says otherwise.
+const DEFAULT_WINDOW: usize = 4096;
+/// Blocks of Qwen2 and Qwen3 that see everything where no key says otherwise.
+const DEFAULT_FULL_LAYERS: usize = 28;
+
 /// The window, and the blocks that it is for; an empty list means all.
 fn windows(keys: &mut Keys, kind: Window, depth: usize) -> Result<(usize, Vec<usize>), HfError> {
     if kind == Window::None {
         return Ok((0, Vec::new()));
     }
-    let window = keys.size_if_any("sliding_window")?.unwrap_or(0);
+    // A null is no window; a key that is not there leaves the class's own, for the lengths that both default to.
+    let by_default = if keys.is_absent("sliding_window") { DEFAULT_WINDOW } else { 0 };
+    let window = keys.size_if_any("sliding_window")?.unwrap_or(by_default);
     let used = keys.flag("use_sliding_window", false)?;
-    let from = keys.size_or_zero("max_window_layers")?;
+    let from = keys.size_or_zero("max_window_layers")?.unwrap_or(DEFAULT_FULL_LAYERS);
     let types = keys.words("layer_types")?;
     let slides: Vec<usize> = match types {
         Some(types) => {
@@ -148,7 +157,7 @@ fn windows(keys: &mut Keys, kind: Window, depth: usize) -> Result<(usize, Vec<us
             (0..depth).filter(|&layer| types[layer] == "sliding_attention").collect()
         }
         None if kind == Window::Always => (0..depth).collect(),
-        None if used => (from.unwrap_or(depth)..depth).collect(),
+        None if used => (from.min(depth)..depth).collect(),
         None => Vec::new(),
     };
     match slides.len() {
@@ -190,6 +199,7 @@ fn map(headless: bool, gain: Layout) -> Map {
         prefixes: &["model.", ""],
         bare: &["lm_head."],
         ignored,
+        twins: &["lm_head.weight"],
     }
 }
 
@@ -261,6 +271,7 @@ pub(super) fn export(c: &ModelConfig) -> Result<(Value, Map), String> {
 }
 
 pub(super) const HEADS: Heads = Heads {
+    family: &["Llama", "LLaMA", "Mistral", "Qwen2", "Qwen3", "Gemma"],
     next_token: &[
         "LlamaForCausalLM",
         "LLaMAForCausalLM",

@@ -19,10 +19,11 @@ mod vit;
 pub use export::{Target, export};
 pub(super) use layout::{Found, Layout, Map};
 
+use super::weights::shown;
 use crate::error::Hint;
-use crate::model::ModelConfig;
 use crate::model::config::Readout;
 use crate::model::presets::pre_ln;
+use crate::model::{ModelConfig, ModelError, list};
 use keys::Keys;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -46,7 +47,7 @@ pub enum HfError {
         path: PathBuf,
     },
     /// A model that this version does not know.
-    #[error("{path} describes a model of type \"{found}\", and known are {known}")]
+    #[error("{path} describes a model of type \"{found}\", and known are {known}", found = shown(found))]
     UnknownArchitecture {
         /// The config.json.
         path: PathBuf,
@@ -56,7 +57,7 @@ pub enum HfError {
         known: String,
     },
     /// A class that computes something else than its type does.
-    #[error("{path} names the class \"{class}\", which is not one of this architecture's")]
+    #[error("{path} names the class \"{class}\", which is not one of this architecture's", class = shown(class))]
     UnknownClass {
         /// The config.json.
         path: PathBuf,
@@ -73,8 +74,16 @@ pub enum HfError {
         /// What is wrong with it.
         problem: String,
     },
+    /// Sizes that make no network together.
+    #[error("{path} describes no network that can be computed: {source}")]
+    Sizes {
+        /// The config.json.
+        path: PathBuf,
+        /// What is wrong, by the key of our configuration.
+        source: ModelError,
+    },
     /// Keys that nobody asked for.
-    #[error("{path} sets keys that are not known, and may change what the model computes: {}", keys.join(", "))]
+    #[error("{path} sets keys that are not known, and may change what the model computes: {}", list(keys))]
     UnknownKeys {
         /// The config.json.
         path: PathBuf,
@@ -86,8 +95,14 @@ pub enum HfError {
 impl Hint for HfError {
     fn hint(&self) -> String {
         match self {
-            HfError::NotAnObject { .. } | HfError::NoType { .. } => {
+            HfError::NotAnObject { .. } => {
                 "give the folder as `save_pretrained` of transformers wrote it".into()
+            }
+            HfError::NoType { .. } => {
+                "old files lack it: add for example \"model_type\": \"bert\" to config.json".into()
+            }
+            HfError::Sizes { .. } => {
+                "heads divide widths, and key heads divide heads; check config.json".into()
             }
             HfError::UnknownArchitecture { .. } => {
                 "docs/checkpoints.md lists what is read, and says how to add an architecture".into()
@@ -130,12 +145,26 @@ impl Task {
     }
 }
 
-/// Names of an architecture's classes with a head that is read.
+/// Names of an architecture's stock classes.
 struct Heads {
+    /// What the names of all begin with.
+    family: &'static [&'static str],
     next_token: &'static [&'static str],
     masked: &'static [&'static str],
     classes: &'static [&'static str],
 }
+
+/// Ends of the names of stock classes without a head that is read; the stream is that of every other.
+const OTHER_HEADS: &[&str] = &[
+    "Model",
+    "PreTrainedModel",
+    "ForSequenceClassification",
+    "ForTokenClassification",
+    "ForQuestionAnswering",
+    "ForMultipleChoice",
+    "ForNextSentencePrediction",
+    "ForMaskedImageModeling",
+];
 
 impl Heads {
     /// What the configuration's class is for. Heads of other kinds are left aside; the stream is the same.
@@ -150,9 +179,10 @@ impl Heads {
                 return Ok(task);
             }
         }
-        match class.ends_with("ForCausalLM") || class.ends_with("ForMaskedLM") {
-            true => Err(HfError::UnknownClass { path: path.into(), class: class.into() }),
-            false => Ok(Task::Bare),
+        let kinds = self.family.iter().filter_map(|family| class.strip_prefix(family));
+        match kinds.into_iter().any(|kind| OTHER_HEADS.contains(&kind)) {
+            true => Ok(Task::Bare),
+            false => Err(HfError::UnknownClass { path: path.into(), class: class.into() }),
         }
     }
 }
@@ -203,11 +233,20 @@ pub(super) fn read_config(path: &Path, value: &Value) -> Result<Option<Setup>, H
             known: known.join(", "),
         });
     };
-    let class = object.get("architectures").and_then(|v| v.get(0)).and_then(Value::as_str);
+    let class = match object.get("architectures") {
+        None | Some(Value::Null) => None,
+        Some(Value::Array(classes)) if classes.is_empty() => None,
+        Some(classes) => match classes.get(0).and_then(Value::as_str) {
+            Some(class) => Some(class),
+            None => return Err(Keys::new(path, object).refused("architectures", "must be a list of names")),
+        },
+    };
     let task = heads.task(path, class)?;
     let mut keys = Keys::new(path, object);
+    keys.only_flag("is_causal", !matches!(kind, "bert" | "roberta" | "xlm-roberta" | "vit"))?;
     let setup = read(&mut keys, task)?;
     keys.finish()?;
+    setup.config.validate().map_err(|source| HfError::Sizes { path: path.into(), source })?;
     Ok(Some(setup))
 }
 

@@ -12,6 +12,7 @@ use Layout::{Constant, Same, SkipRows};
 
 pub(super) fn setup(keys: &mut Keys, task: Task) -> Result<Setup, HfError> {
     keys.only_flag("is_encoder_decoder", false)?;
+    keys.only_flag("learned_embeddings", true)?;
     let before = keys.flag("do_layer_norm_before", true)?;
     let removed = keys.flag("_remove_final_layer_norm", false)?;
     let affine = keys.flag("layer_norm_elementwise_affine", true)?;
@@ -75,6 +76,7 @@ fn map(headless: bool, affine: bool) -> Map {
         prefixes: &["model.decoder.", "decoder.", ""],
         bare: &["lm_head."],
         ignored,
+        twins: &["lm_head.weight"],
     }
 }
 
@@ -94,6 +96,7 @@ pub(super) fn expresses(c: &ModelConfig) -> Result<(), String> {
     if c.norm_position == NormPosition::PostStream {
         return Err("norm_position is \"post_stream\"".into());
     }
+    super::export::activation_name(c.activation)?;
     super::export::expect(c, &expected)
 }
 
@@ -122,4 +125,5 @@ pub(super) fn export(c: &ModelConfig) -> Result<(Value, Map), String> {
     Ok((value, map(c.tie_head, true)))
 }
 
-pub(super) const HEADS: Heads = Heads { next_token: &["OPTForCausalLM"], masked: &[], classes: &[] };
+pub(super) const HEADS: Heads =
+    Heads { family: &["OPT"], next_token: &["OPTForCausalLM"], masked: &[], classes: &[] };

@@ -77,9 +77,10 @@ pub(super) fn setup(keys: &mut Keys, task: Task) -> Result<Setup, HfError> {
         prefixes: &["vit.", ""],
         bare: &["classifier."],
         ignored,
+        twins: &[],
     };
     Ok(Setup { map, config })
 }
 
 pub(super) const HEADS: Heads =
-    Heads { next_token: &[], masked: &[], classes: &["ViTForImageClassification"] };
+    Heads { family: &["ViT"], next_token: &[], masked: &[], classes: &["ViTForImageClassification"] };
