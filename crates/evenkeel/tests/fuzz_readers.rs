@@ -34,7 +34,7 @@ fn damaged_files_are_refused_or_read_within_memory() {
 /// Files of a megabyte that consist of what makes the most memory of the fewest bytes.
 #[test]
 fn the_worst_files_stay_within_memory() {
-    let tensor = b"ctorch._utils\n_rebuild_tensor_v2\nq\x00(X\x07\x00\x00\x00storagectorch\nFloatStorage\n\
+    let tensor = b"ctorch._utils\n_rebuild_tensor_v2\nq\x00((X\x07\x00\x00\x00storagectorch\nFloatStorage\n\
         X\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x04tQq\x01K\x00(K\x01K\x01K\x01K\x01K\x01K\x01K\x01K\x01tq\x02h\x02NNtq\x03R";
     for (start, part, end) in [
         (&b""[..], &b"N"[..], &b"."[..]),
