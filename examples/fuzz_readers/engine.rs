@@ -80,7 +80,7 @@ pub(crate) fn judge(file: &[u8]) -> Result<Outcome, String> {
 }
 
 /// Sound files of every kind.
-pub(crate) struct Seeds(Vec<Vec<u8>>);
+pub(crate) struct Seeds(pub(crate) Vec<Vec<u8>>);
 
 impl Seeds {
     pub(crate) fn new() -> Self {
@@ -110,11 +110,6 @@ impl Seeds {
             seeds.push(text.into());
         }
         Self(seeds)
-    }
-
-    /// The sound files.
-    pub(crate) fn files(&self) -> &[Vec<u8>] {
-        &self.0
     }
 
     /// The file of a case.

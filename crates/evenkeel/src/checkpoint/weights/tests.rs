@@ -265,15 +265,3 @@ fn all_contradictions_are_told_at_once() {
     let files = ["1.safetensors", "2.safetensors"].map(|name| dir.path().join(name));
     assert!(Weights::open_files(&files).unwrap_err().to_string().contains("tensor a is in both"));
 }
-
-/// Not a test of right or wrong: `cargo test --release digest_speed -- --ignored --nocapture`.
-#[test]
-#[ignore = "measures"]
-fn digest_speed() {
-    let data: Vec<u8> = (0..1usize << 28).map(|i| (i >> 3) as u8).collect();
-    for _ in 0..3 {
-        let start = std::time::Instant::now();
-        let digest = digest::bytes(&data);
-        println!("{digest:x}: {:.2} GB/s", data.len() as f64 / start.elapsed().as_secs_f64() / 1e9);
-    }
-}
