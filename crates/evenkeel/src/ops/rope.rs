@@ -6,7 +6,7 @@
 use candle_core::{Device, Result, Tensor};
 use evenkeel_kernels::attention as kernel;
 use serde::{Deserialize, Serialize};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 /// How angles are stretched so that a model goes beyond the length that it was trained on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -66,11 +66,12 @@ impl RopeScaling {
     }
 }
 
-/// Positions that a table holds from the start; few sequences are longer, and models claim up to a million.
-const MADE_AT_ONCE: usize = 4096;
+/// Angles that a table holds from the start: 4096 positions of 128 channels. Few sequences are longer, and models claim up to a
+/// million.
+const MADE_AT_ONCE: usize = 4096 * 64;
 
 /// Cosines and sines of a model's angles.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Debug, PartialEq)]
 pub struct Rope {
     half: usize,
     positions: usize,
@@ -78,6 +79,17 @@ pub struct Rope {
     scaling: RopeScaling,
     cos: Vec<f32>,
     sin: Vec<f32>,
+    longer: Longer,
+}
+
+/// The table of the last sequence that was longer, which all blocks ask for in turn. It says nothing that the rest does not.
+#[derive(Debug, Default)]
+struct Longer(Mutex<Option<Arc<Rope>>>);
+
+impl PartialEq for Longer {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
 }
 
 impl Rope {
@@ -89,7 +101,15 @@ impl Rope {
             let row = |t: usize| frequencies.iter().map(move |&w| f(t as f64 * w) as f32);
             (0..positions).flat_map(row).collect()
         };
-        Self { half, positions, base, scaling, cos: table(f64::cos), sin: table(f64::sin) }
+        Self {
+            half,
+            positions,
+            base,
+            scaling,
+            cos: table(f64::cos),
+            sin: table(f64::sin),
+            longer: Longer::default(),
+        }
     }
 
     /// For a model of `context` positions: what of the table is worth having at once. The angles of a dynamic scaling depend
@@ -99,14 +119,24 @@ impl Rope {
             RopeScaling::Dynamic { original, .. } => original as usize,
             _ => context,
         };
-        Self::new(base, rotated, context.min(shared).min(MADE_AT_ONCE), scaling)
+        let few = (2 * MADE_AT_ONCE / rotated.max(2)).max(1);
+        Self::new(base, rotated, context.min(shared).min(few), scaling)
     }
 
     /// This table, or that of a longer sequence.
     pub(super) fn at_least(self: &Arc<Self>, tokens: usize) -> Arc<Self> {
-        match tokens <= self.positions {
-            true => self.clone(),
-            false => Arc::new(Self::new(self.base, 2 * self.half, tokens, self.scaling)),
+        if tokens <= self.positions {
+            return self.clone();
+        }
+        // A poisoned lock would mean that making a table panicked; it is made again.
+        let mut longer = self.longer.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        match longer.as_ref().filter(|table| table.positions == tokens) {
+            Some(table) => table.clone(),
+            None => {
+                let table = Arc::new(Self::new(self.base, 2 * self.half, tokens, self.scaling));
+                *longer = Some(table.clone());
+                table
+            }
         }
     }
 

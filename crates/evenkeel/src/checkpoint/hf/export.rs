@@ -84,8 +84,10 @@ pub fn export(dir: &Path, model: &Transformer, tokenizer: Option<&Path>, target:
         _ => {
             let mut reasons = Vec::new();
             let plain = Plain::of(model)?;
-            let stock = STOCK
-                .iter()
+            // The class that a model came from before others that compute the same.
+            let own = STOCK.iter().filter(|s| s.target.name() == model.config().preset);
+            let stock = own
+                .chain(&STOCK)
                 .filter(|s| target == Target::Auto || s.target == target)
                 .find(|s| (s.expresses)(&plain.config).inspect_err(|why| reasons.push(why.clone())).is_ok());
             match (stock, target) {
@@ -328,7 +330,9 @@ impl Plain {
         config["dtype"] = json!("float32");
         config["torch_dtype"] = json!("float32");
         // The classes' own defaults are ids of other vocabularies.
-        (config["bos_token_id"], config["eos_token_id"]) = (Value::Null, Value::Null);
+        for key in ["bos_token_id", "eos_token_id", "pad_token_id"] {
+            config[key] = Value::Null;
+        }
         files::write_json(&dir.join("config.json"), &config)
     }
 }
@@ -352,6 +356,7 @@ pub(super) fn expect(c: &ModelConfig, expected: &ModelConfig) -> std::result::Re
         depth: c.depth,
         width: c.width,
         heads: c.heads,
+        head_dim: if c.d_attention() == c.width { c.head_dim } else { expected.head_dim },
         kv_heads: if c.kv_heads() == c.heads { c.kv_heads } else { expected.kv_heads },
         vocab: c.vocab,
         context: c.context,

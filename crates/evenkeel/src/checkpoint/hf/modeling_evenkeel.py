@@ -100,6 +100,7 @@ def read_table(table):
     m.kv_heads = m.kv_heads or m.heads
     m.head_dim = m.head_dim or m.width // m.heads
     m.inner = m.heads * m.head_dim  # channels of all heads
+    m.embed_dim = 0 if m.embed_dim == m.width else m.embed_dim
     m.token_width = m.embed_dim or m.width
     m.rotated = round(m.rope_fraction * m.head_dim)
     m.parallel = m.branches != "sequential"

@@ -133,7 +133,7 @@ impl Hint for Fault {
 }
 
 /// Text out of a file, fit for a message: short, and nothing in it that a terminal would obey.
-pub(super) fn shown(text: &str) -> String {
+pub(in crate::checkpoint) fn shown(text: &str) -> String {
     const LONGEST: usize = 80;
     let mut out: String = text.chars().take(LONGEST).flat_map(char::escape_debug).collect();
     if text.chars().nth(LONGEST).is_some() {

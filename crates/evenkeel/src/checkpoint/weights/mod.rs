@@ -22,7 +22,7 @@ pub use error::{Fault, WeightsError};
 pub use view::{Stored, View};
 
 use crate::random;
-use error::shown;
+pub(super) use error::shown;
 use evenkeel_kernels::memory::MappedFile;
 use std::collections::BTreeSet;
 use std::fs::File;
