@@ -1,7 +1,7 @@
 //! Damaged files, made from sound ones by chance, and what readers do with them.
 //!
-//! A case is a function of the seed and its number: a sound file, changed once or more. Every reader gets every
-//! case, whatever kind of file it began as.
+//! A case is a function of the seed and its number: a sound file, or what lies deep in one, changed once or more. Every
+//! reader gets every case, whatever kind of file it began as.
 
 use crate::memory::peak_of;
 use evenkeel::Hint;
@@ -80,51 +80,96 @@ pub(crate) fn judge(file: &[u8]) -> Result<Outcome, String> {
 }
 
 /// Sound files of every kind.
-pub(crate) struct Seeds(pub(crate) Vec<Vec<u8>>);
+pub(crate) struct Seeds(Vec<Seed>);
+
+/// A sound file: what is changed of it, and what is put around that unchanged, so that a change to what lies deep in a
+/// file is not refused for what lies around it.
+struct Seed {
+    body: Vec<u8>,
+    around: Around,
+}
+
+enum Around {
+    Nothing,
+    /// The length of a safetensors header before it, and these numbers behind.
+    Header(Vec<u8>),
+    /// A zip archive in which it is the first of these entries; the others are as they are.
+    Archive(Vec<(String, Vec<u8>)>),
+}
+
+impl Seed {
+    fn whole(body: &[u8]) -> Self {
+        Self { body: body.to_vec(), around: Around::Nothing }
+    }
+
+    /// The file with another body.
+    fn file(&self, body: Vec<u8>) -> Vec<u8> {
+        match &self.around {
+            Around::Nothing => body,
+            Around::Header(numbers) => [&(body.len() as u64).to_le_bytes()[..], &body, numbers].concat(),
+            Around::Archive(entries) => archive(entries, &body),
+        }
+    }
+}
 
 impl Seeds {
     pub(crate) fn new() -> Self {
-        let state: &[u8] = include_bytes!("../../tests/golden/weights/state.bin");
-        let nested: &[u8] = include_bytes!("../../tests/golden/weights/nested.bin");
-        let mut seeds = vec![state.to_vec(), nested.to_vec()];
-        for file in [state, nested] {
-            let entries = zip::parse(file).unwrap_or_default();
-            let described = entries.iter().filter(|entry| entry.name.ends_with("data.pkl"));
-            seeds.extend(described.map(|entry| file[entry.bytes.clone()].to_vec()));
-        }
-        seeds.push(include_bytes!("../../tests/golden/weights/state.safetensors").to_vec());
-        for header in [
-            r#"{"a":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]}}"#,
-            r#"{"__metadata__":{"format":"pt"},"w":{"dtype":"BF16","shape":[4],"data_offsets":[8,16]},
-                "b":{"dtype":"I64","shape":[],"data_offsets":[0,8]},"e":{"dtype":"U8","shape":[0,9],"data_offsets":[16,16]}} "#,
+        let mut seeds = Vec::new();
+        for file in [
+            &include_bytes!("../../tests/golden/weights/state.bin")[..],
+            include_bytes!("../../tests/golden/weights/nested.bin"),
         ] {
-            let data = if header.contains("BF16") { 16 } else { 24 };
-            seeds.push(
-                [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &vec![63; data]].concat(),
-            );
+            let parsed = zip::parse(file).unwrap_or_default();
+            let mut entries: Vec<_> = parsed
+                .iter()
+                .map(|entry| (entry.name.to_string(), file[entry.bytes.clone()].to_vec()))
+                .collect();
+            entries.sort_by_key(|(name, _)| !name.ends_with("/data.pkl"));
+            let described = entries[0].1.clone();
+            seeds.push(Seed::whole(file));
+            seeds.push(Seed::whole(&described));
+            seeds.push(Seed { body: described, around: Around::Archive(entries) });
+        }
+        let state = include_bytes!("../../tests/golden/weights/state.safetensors");
+        seeds.push(Seed::whole(state));
+        for (header, numbers) in [
+            (r#"{"a":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]}}"#, 24),
+            (
+                r#"{"__metadata__":{"format":"pt"},"w":{"dtype":"BF16","shape":[4],"data_offsets":[8,16]},
+                "b":{"dtype":"I64","shape":[],"data_offsets":[0,8]},"e":{"dtype":"U8","shape":[0,9],"data_offsets":[16,16]}} "#,
+                16,
+            ),
+        ] {
+            seeds.push(Seed { body: header.into(), around: Around::Header(vec![63; numbers]) });
         }
         for text in [
             r#"{"metadata":{"total_size":24},"weight_map":{"a":"model-1-of-2.safetensors","b":"model-2-of-2.safetensors"}}"#,
             r#"{"weight_map": {"layers.0.weight": "x.bin", "layers.0.bias": "x.bin", "head": "y.bin"}}"#,
         ] {
-            seeds.push(text.into());
+            seeds.push(Seed::whole(text.as_bytes()));
         }
         Self(seeds)
+    }
+
+    /// The sound files.
+    pub(crate) fn sound(&self) -> impl Iterator<Item = Vec<u8>> {
+        self.0.iter().map(|seed| seed.file(seed.body.clone()))
     }
 
     /// The file of a case.
     pub(crate) fn case(&self, seed: u64, number: u64) -> Vec<u8> {
         let mut dice = Dice { key: key(&[seed, number]), thrown: 0 };
-        let mut file = self.any(&mut dice).clone();
+        let chosen = self.any(&mut dice);
+        let mut body = chosen.body.clone();
         // One change half of the time, two a quarter of the time, and so on.
-        self.change(&mut file, &mut dice);
+        self.change(&mut body, &mut dice);
         while dice.below(2) == 0 {
-            self.change(&mut file, &mut dice);
+            self.change(&mut body, &mut dice);
         }
-        file
+        chosen.file(body)
     }
 
-    fn any(&self, dice: &mut Dice) -> &Vec<u8> {
+    fn any(&self, dice: &mut Dice) -> &Seed {
         &self.0[dice.below(self.0.len())]
     }
 
@@ -133,11 +178,12 @@ impl Seeds {
         match dice.below(32) {
             0..6 => flip(file, at, 1 << dice.below(8)),
             6..11 => flip(file, at, dice.below(256) as u8),
-            11..20 => lie(file, at, dice),
-            20..24 => digit(file, at, dice),
+            11..17 => lie(file, at, dice),
+            17..20 => widen(file, at, dice),
+            20..24 => digits(file, at, dice),
             24..26 => file.truncate(at),
             26..28 => {
-                let other = self.any(dice);
+                let other = &self.any(dice).body;
                 file.truncate(at);
                 file.extend(&other[dice.below(other.len() + 1)..]);
             }
@@ -165,32 +211,55 @@ fn flip(file: &mut [u8], at: usize, bits: u8) {
 /// Writes an extreme number over a field of 1, 2, 4 or 8 bytes.
 fn lie(file: &mut [u8], at: usize, dice: &mut Dice) {
     let width = 1 << dice.below(4);
-    let largest = u64::MAX >> (64 - 8 * width);
-    let len = file.len() as u64;
-    let extremes = [
-        0,
-        1,
-        2,
-        largest,
-        largest - 1,
-        largest / 2,
-        largest / 2 + 1,
-        largest / 8,
-        len,
-        len - len.min(1),
-        len + 1,
-        at as u64,
-        dice.below(1 << 16) as u64,
-    ];
-    let number = extremes[dice.below(extremes.len())].to_le_bytes();
+    let number = extreme(width, file.len(), dice).to_le_bytes();
     file.iter_mut().skip(at).zip(&number[..width]).for_each(|(to, from)| *to = *from);
 }
 
-/// Changes the next digit of a number written out.
-fn digit(file: &mut [u8], at: usize, dice: &mut Dice) {
-    if let Some(byte) = file.iter_mut().skip(at).find(|byte| byte.is_ascii_digit()) {
-        *byte = b'0' + dice.below(10) as u8;
+/// An extreme number of some bytes.
+fn extreme(width: usize, len: usize, dice: &mut Dice) -> u64 {
+    let largest = u64::MAX >> (64 - 8 * width);
+    let len = len as u64;
+    let near = dice.below(1 << 16) as u64;
+    let extremes =
+        [0, 1, 2, largest, largest - 1, largest / 2, largest / 2 + 1, largest / 8, len, len + 1, near];
+    extremes[dice.below(extremes.len())]
+}
+
+/// Puts an extreme number of four bytes in the place of the next that a pickle writes in one.
+fn widen(file: &mut Vec<u8>, at: usize, dice: &mut Dice) {
+    let rest = &file[at..];
+    if let Some(found) = rest.iter().position(|&byte| byte == b'K').filter(|found| found + 2 <= rest.len()) {
+        let number = extreme(4, file.len(), dice).to_le_bytes();
+        let instruction = [b"J", &number[..4]].concat();
+        file.splice(at + found..at + found + 2, instruction);
     }
+}
+
+/// Changes the next digit of a number written out, or puts more behind it.
+fn digits(file: &mut Vec<u8>, at: usize, dice: &mut Dice) {
+    if let Some(found) = file[at..].iter().position(u8::is_ascii_digit) {
+        let more = if dice.below(2) == 0 { 1 } else { 1 + dice.below(20) };
+        let digits: Vec<u8> = (0..more).map(|_| b'0' + dice.below(10) as u8).collect();
+        file.splice(at + found..at + found + 1, digits);
+    }
+}
+
+/// A zip archive of stored entries, the first with these bytes instead of its own.
+fn archive(entries: &[(String, Vec<u8>)], first: &[u8]) -> Vec<u8> {
+    let (mut file, mut directory) = (Vec::new(), Vec::new());
+    for (i, (name, bytes)) in entries.iter().enumerate() {
+        let bytes = if i == 0 { first } else { bytes };
+        let [begin, len] = [file.len(), bytes.len()].map(|n| (n as u32).to_le_bytes());
+        // Checksum, size packed and unpacked, length of the name; no extra field.
+        let described = [&[0; 4][..], &len, &len, &(name.len() as u16).to_le_bytes(), &[0; 2]].concat();
+        file.extend([b"PK\x03\x04", &[0; 10][..], &described, name.as_bytes(), bytes].concat());
+        directory
+            .extend([b"PK\x01\x02", &[0; 12][..], &described, &[0; 10], &begin, name.as_bytes()].concat());
+    }
+    let [begin, len] = [file.len(), directory.len()].map(|n| (n as u32).to_le_bytes());
+    let count = (entries.len() as u16).to_le_bytes();
+    file.extend([&directory[..], b"PK\x05\x06", &[0; 4], &count, &count, &len, &begin, &[0; 2]].concat());
+    file
 }
 
 /// Chance, by counting.

@@ -38,6 +38,10 @@ struct Args {
 fn main() -> ExitCode {
     let args = Args::parse();
     let seeds = Seeds::new();
+    if let Some(problem) = seeds.sound().find_map(|file| judge(&file).err()) {
+        anstream::eprintln!("error: of a sound file, {problem}");
+        return ExitCode::FAILURE;
+    }
     let start = Instant::now();
     let limit = args.seconds.map_or(Duration::MAX, Duration::from_secs);
     let mut cases = 0;

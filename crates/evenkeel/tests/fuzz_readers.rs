@@ -12,8 +12,8 @@ static ALLOCATOR: memory::Counting = memory::Counting;
 
 #[test]
 fn sound_files_are_accepted_by_one_reader_each() {
-    for (number, file) in Seeds::new().0.iter().enumerate() {
-        let accepted = judge(file).unwrap().accepted;
+    for (number, file) in Seeds::new().sound().enumerate() {
+        let accepted = judge(&file).unwrap().accepted;
         assert_eq!(accepted.iter().filter(|&&was| was).count(), 1, "seed file {number}: {accepted:?}");
     }
 }
