@@ -56,6 +56,14 @@ impl MappedFile {
         // again: those in this workspace check lengths and copy numbers out.
         unsafe { memmap2::Mmap::map(file) }.map(Self)
     }
+
+    /// Gives back the memory of what has been looked at; it is read again when it is looked at again. Where the system
+    /// cannot do that, nothing happens.
+    pub fn forget(&self) {
+        #[cfg(unix)]
+        // SAFETY: the map is of a file, private and never written to, so that its pages hold nothing that the file does not.
+        let _ = unsafe { self.0.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
+    }
 }
 
 impl AsRef<[u8]> for MappedFile {

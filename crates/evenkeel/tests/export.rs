@@ -135,6 +135,9 @@ fn a_stock_folder_is_written_as_it_was_read() {
         ("llama_2_llama3", Target::Llama),
         ("llama_3_dynamic", Target::Llama),
         ("mistral_2_full", Target::Llama),
+        ("qwen3_1_bias", Target::Evenkeel),
+        ("gpt_neox_1_parallel", Target::Evenkeel),
+        ("mistral_1_window", Target::Evenkeel),
     ] {
         let read = OnDisk::open(&root.join(name)).unwrap();
         let model = read.load().unwrap();

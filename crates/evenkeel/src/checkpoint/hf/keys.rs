@@ -427,5 +427,5 @@ impl RopeKeys {
 
 /// A value in few characters.
 fn short(value: &Value) -> String {
-    shown(&value.to_string())
+    shown(&value.to_string()).replace("\\\"", "\"")
 }

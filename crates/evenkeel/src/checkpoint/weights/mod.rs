@@ -192,7 +192,9 @@ impl Weights {
     /// If there is no such tensor.
     pub fn read(&self, name: &str) -> Result<Vec<f32>> {
         let tensor = self.get(name)?;
-        Ok(tensor.view.read(self.bytes_of(tensor)))
+        let numbers = tensor.view.read(self.bytes_of(tensor));
+        self.forget(tensor);
+        Ok(numbers)
     }
 
     /// Rows of the first axis of a tensor, as float32, row-major.
@@ -210,6 +212,11 @@ impl Weights {
         }
     }
 
+    /// What has been copied out of a tensor's file need not stay in memory.
+    fn forget(&self, tensor: &Tensor) {
+        self.files[tensor.file].bytes.forget();
+    }
+
     /// Bytes of all tensors, as stored.
     pub fn bytes(&self) -> u64 {
         self.tensors.iter().map(|tensor| tensor.view.bytes() as u64).sum()
@@ -220,14 +227,16 @@ impl Weights {
     pub fn digest(&self) -> u64 {
         self.tensors.iter().fold(0, |digest, tensor| {
             let shape: Vec<u64> = tensor.view.shape().iter().map(|&n| n as u64).collect();
-            random::key(&[
+            let digest = random::key(&[
                 digest,
                 digest::bytes(tensor.name.as_bytes()),
                 digest::bytes(tensor.view.stored().name().as_bytes()),
                 random::key(&shape),
                 shape.len() as u64,
                 digest::bytes(&tensor.view.raw(self.bytes_of(tensor))),
-            ])
+            ]);
+            self.forget(tensor);
+            digest
         })
     }
 }
