@@ -14,6 +14,12 @@ use serde_json::json;
 
 pub(crate) fn run(args: Eval, settings: &Settings) -> Result<Exit, Failure> {
     let (model, folder) = model::load(&args.model, settings)?;
+    if args.text.ids.is_some() && args.cut.context.is_some() {
+        return Err(Failure::input(
+            "--context cuts running text, and --ids are run as they are given",
+            "leave --context out",
+        ));
+    }
     let context = args.cut.context(model.config(), MOST_CONTEXT)?;
     let evaluation = match Source::open(&args.text, &folder, model.config())? {
         Source::Stream(dataset) => evaluate(&model, blocks(&dataset, context, None)?, None)?,

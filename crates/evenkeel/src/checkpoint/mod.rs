@@ -91,14 +91,14 @@ impl Hint for CheckpointError {
     fn hint(&self) -> String {
         match self {
             CheckpointError::NotFound { .. } | CheckpointError::NotAModel { .. } => {
-                "give a run directory that `evenkeel train` made, or one of its checkpoints/step-* folders"
+                "give a run directory, one of its checkpoints/step-* folders, a Hugging Face folder, or owner/name on the Hub"
                     .into()
             }
             CheckpointError::Io { .. } => {
                 "check that the path exists, that you may use it, and that the disk is not full".into()
             }
             CheckpointError::Damaged { .. } => {
-                "use an older checkpoint of the same run, or make this one again".into()
+                "the file was cut short or is of another kind: fetch or make it again".into()
             }
             CheckpointError::Hf(e) => e.hint(),
             CheckpointError::NotExpressible { .. } => {
@@ -315,6 +315,11 @@ fn own_config(path: &Path, value: serde_json::Value) -> Result<ModelConfig> {
         |e: serde_json::Error| CheckpointError::Damaged { path: path.to_path_buf(), problem: e.to_string() };
     let file: ConfigFile = serde_json::from_value(value).map_err(damaged)?;
     serde_json::from_value(file.model).map_err(damaged)
+}
+
+/// The training step of a checkpoint folder of ours; `None` where nothing tells.
+pub fn step_of(folder: &Path) -> Option<u64> {
+    files::read_json::<RunState>(&folder.join("state.json")).ok().map(|state| state.step)
 }
 
 /// The optimiser's state and the run's state in a checkpoint folder.

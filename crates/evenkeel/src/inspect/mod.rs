@@ -287,13 +287,10 @@ fn logits(head: &Head, tap: &mut InspectTap, x: &Value, vocab: usize, options: &
 
 /// The verdict, the worst first; what is not finite is worst of all.
 fn ranked(activations: Vec<Int8Verdict>, weights: Vec<Int8Verdict>) -> Vec<Int8Verdict> {
-    let mut all = activations;
-    all.extend(weights);
-    // Stable: of equals the first in the model's order.
-    all.sort_by(|a, b| {
-        let error = |v: &Int8Verdict| v.int8_error.unwrap_or(f64::INFINITY);
-        error(b).total_cmp(&error(a))
-    });
+    // Stable: of equals the first, and of what is not finite the weights, which spoil what comes after them.
+    let mut all = weights;
+    all.extend(activations);
+    all.sort_by(|a, b| b.severity().total_cmp(&a.severity()));
     all
 }
 

@@ -76,7 +76,7 @@ impl Tap for InspectTap {
             self.order.push(site);
         }
         if self.is_first && self.options.int8 && self.is_rounded(site) {
-            self.int8.push(int8::of_activations(site, &x, &self.ids.0)?);
+            self.int8.push(int8::of_activations(site, &x, &self.ids.0, &self.config)?);
         }
         let x = if self.massive.wants(site) { self.massive.visit(site, x)? } else { x };
         self.metrics.visit(site, x)

@@ -4,7 +4,7 @@
 //! A kurtosis says that a channel sticks out; this says which, at which token, and how far. An entry's ratio
 //! is to the lower median of |x| over all entries of its site *in the batch in which it occurred*: exact
 //! where one batch holds everything (`inspect --ids`), and over a stream of batches the median of some
-//! thousand tokens in place of all, which would have to be kept.
+//! thousand tokens in place of all, which would have to be kept (of logits, those of the few sequences that are made at a time).
 
 use super::site::{plain, rows_and_width};
 use crate::slices::slice;

@@ -87,7 +87,7 @@ pub enum ModelError {
     #[error("the model has no head, so there are no logits")]
     NoHead,
     /// The loss of a model that is no language model read from left to right.
-    #[error("the model does not predict the next token, so it has no loss or perplexity on text")]
+    #[error("the model does not predict the next token")]
     NoNextToken,
     /// A parameter that its file no longer gives.
     #[error("parameter {name} cannot be read: {problem}")]

@@ -52,8 +52,8 @@ pub(super) fn attention_section(heads: &[HeadReport]) -> Option<Section> {
             heads,
             |h| h.mass_first,
             "share of the first token",
-            "Share of their attention that heads give to the first token, by block. Heads near 1 park their \
-             attention there, which is where massive activations come from.",
+            "Share of their attention that heads give to the first token, by block. A head near 1 attends to \
+             next to nothing else.",
         ),
         sinks(heads),
     ];

@@ -51,28 +51,47 @@ fn verdict(report: &InspectReport) -> String {
               nothing but zeros."
             .into(),
     });
+    sentences.retain(|sentence| !sentence.is_empty());
     sentences.join(" ")
 }
 
 fn int8_sentence(int8: &[Int8Verdict]) -> String {
     let suffering = int8.iter().filter(|v| suffers(v)).count();
     let (all, bound) = (findings::count(int8.len() as u64), percent(TOLERABLE));
+    let broken = int8.iter().filter(|v| findings::finite(v.int8_error).is_none()).count();
+    if broken > 0 {
+        return format!(
+            "{} of {all} rounded places hold entries that are not finite.",
+            findings::count(broken as u64)
+        );
+    }
     match (int8.len(), suffering) {
         (0, _) => "What int8 would cost was not measured.".into(),
-        (1, 0) => format!("The one rounded place stays within {bound} in int8 with one step for the tensor."),
-        (_, 0) => format!("All {all} rounded places stay within {bound} in int8 with one step per tensor."),
-        (_, 1) => {
-            format!("One of {all} rounded places loses more than {bound} to int8 with one step per tensor.")
+        (1, 0) => {
+            format!("The one rounded place bears int8 with one step for the tensor: error within {bound}.")
         }
+        (_, 0) => {
+            format!("All {all} rounded places bear int8 with one step per tensor: errors within {bound}.")
+        }
+        (_, 1) => format!("One of {all} rounded places suffers from int8 with one step per tensor."),
         (_, some) => format!(
-            "{} of {all} rounded places lose more than {bound} to int8 with one step per tensor.",
+            "{} of {all} rounded places suffer from int8 with one step per tensor.",
             findings::count(some as u64)
         ),
     }
 }
 
 fn worst_sentence(worst: &Int8Verdict) -> String {
-    let mut text = format!("The worst is {}, at {}", code(&worst.site), cell(worst.int8_error, percent));
+    let Some(error) = findings::finite(worst.int8_error) else {
+        return format!("The first of them is {}.", code(&worst.site));
+    };
+    if error == 0.0 {
+        return String::new();
+    }
+    let mut text = format!("The worst is {}, at {}", code(&worst.site), percent(error));
+    if let Some(median) = findings::finite(worst.int8_error_median) {
+        text.push_str(&format!(" and {} in the median channel", percent(median)));
+    }
     if let Some(culprit) = &worst.culprit {
         let place = culprit_place(culprit, worst.kind);
         text.push_str(&format!(", where channel {} at {place} sets the step", culprit.channel));
@@ -81,7 +100,7 @@ fn worst_sentence(worst: &Int8Verdict) -> String {
         Remedy::None => "",
         Remedy::PerToken => "; a step per token would mend it",
         Remedy::PerChannel => "; a step per channel would mend it",
-        Remedy::SmoothQuant => "; SmoothQuant would mend it",
+        Remedy::SmoothQuant => "; SmoothQuant may mend it",
         Remedy::KeepInFloat => "; no 8-bit grid is fine enough for it",
     });
     text.push('.');
@@ -236,6 +255,7 @@ pub(super) mod tests {
             layer: site.layer,
             kind: Rounded::Activation,
             int8_error: Some(error),
+            int8_error_median: Some(error),
             sqnr_db: Some(-20.0 * error.log10()),
             int8_error_token: Some(error / 3.0),
             int8_error_channel: Some(error / 9.0),

@@ -9,7 +9,7 @@ use super::scale::Tick;
 use super::svg::Target;
 use super::table::{Align, Table, cell};
 use crate::inspect::InspectReport;
-use crate::metrics::int8::TOLERABLE;
+use crate::metrics::int8::{TOLERABLE, TOLERABLE_MEDIAN};
 use crate::metrics::{Culprit, Int8Verdict, Rounded};
 
 /// Places that the table lists.
@@ -23,11 +23,16 @@ pub(super) fn int8_section(report: &InspectReport) -> Option<Section> {
         return None;
     }
     let mut blocks = vec![Block::Text(format!(
-        "Each place is rounded by itself to 8 bits, with one step for the whole tensor. The error is \
-         relative: RMS of what rounding changes over RMS of the tensor. Above {}, {:.0} dB, a place is said \
-         to suffer. The culprit is the entry of largest magnitude, which sets the step for all others.",
+        "Each place is rounded by itself to 8 bits, with one step for the whole tensor that its extremes set. The error \
+         is relative: RMS of what rounding changes over RMS of the tensor; and, since an outlier that holds most of \
+         the energy hides what it does to the rest, the same within each channel, of which the median is given. Above \
+         {} ({:.0} dB), or {:.0}% in the median channel, a place is said to suffer. The culprit is the entry of largest \
+         magnitude, which sets the step for all others. Activations are those of {} tokens, the first batch; scores, \
+         probabilities and norm gains are left out.",
         percent(TOLERABLE),
-        decibels(TOLERABLE)
+        decibels(TOLERABLE),
+        100.0 * TOLERABLE_MEDIAN,
+        findings::count(report.int8_tokens)
     ))];
     blocks.push(worst(&report.int8));
     blocks.extend(by_block(&report.int8));
@@ -39,22 +44,25 @@ fn error(verdict: &Int8Verdict) -> Option<f64> {
     findings::finite(verdict.int8_error)
 }
 
-/// Whether one step for all is too coarse. An undefined error says nothing.
+/// Whether one step for all is too coarse; what is not finite is.
 pub(super) fn suffers(verdict: &Int8Verdict) -> bool {
-    error(verdict).is_some_and(|error| error > TOLERABLE)
+    severity(verdict) > 1.0
 }
 
-/// The place of the largest error that is defined.
+/// The place that suffers most.
 pub(super) fn worst_place(int8: &[Int8Verdict]) -> Option<&Int8Verdict> {
-    by_error(int8).into_iter().find(|v| error(v).is_some())
+    by_error(int8).into_iter().next()
 }
 
-/// By falling error; undefined ones last, otherwise in the order given.
+/// By how much they suffer, what is not finite first, otherwise in the order given.
 pub(super) fn by_error(int8: &[Int8Verdict]) -> Vec<&Int8Verdict> {
     let mut all: Vec<&Int8Verdict> = int8.iter().collect();
-    let size = |v: &Int8Verdict| error(v).unwrap_or(f64::NEG_INFINITY);
-    all.sort_by(|a, b| size(b).total_cmp(&size(a)));
+    all.sort_by(|a, b| severity(b).total_cmp(&severity(a)));
     all
+}
+
+fn severity(verdict: &Int8Verdict) -> f64 {
+    if error(verdict).is_some() { verdict.severity() } else { f64::INFINITY }
 }
 
 /// A relative error: 0.0316 is `3.16%`.
@@ -84,7 +92,7 @@ pub(super) fn quoted(text: &str) -> String {
 /// Where in the tensor an entry is: a token of activations, an output channel of weights.
 pub(super) fn culprit_place(culprit: &Culprit, kind: Rounded) -> String {
     if kind == Rounded::Weight {
-        return format!("output {}", culprit.position);
+        return format!("row {}", culprit.position);
     }
     let mut place = format!("token {}", culprit.position);
     if let Some(sequence) = culprit.sequence.filter(|&sequence| sequence > 0) {
@@ -102,6 +110,7 @@ fn worst(int8: &[Int8Verdict]) -> Block {
         ("place", Align::Left),
         ("error", Align::Right),
         ("dB", Align::Right),
+        ("median channel", Align::Right),
         ("per token", Align::Right),
         ("per channel", Align::Right),
         ("culprit channel", Align::Right),
@@ -114,6 +123,7 @@ fn worst(int8: &[Int8Verdict]) -> Block {
             verdict.site.clone(),
             cell(verdict.int8_error, percent),
             cell(verdict.sqnr_db, |v| format!("{v:.1}")),
+            cell(verdict.int8_error_median, percent),
             cell(verdict.int8_error_token, percent),
             cell(verdict.int8_error_channel, percent),
             culprit.map_or("–".into(), |c| c.channel.to_string()),
@@ -129,7 +139,9 @@ fn worst(int8: &[Int8Verdict]) -> Block {
     };
     let caption = format!(
         "{which} with one step for the tensor, and what they lose with a step per token or per channel \
-         instead. The culprit channel of a weight is its input channel."
+         instead; a place without figures is not finite. Of a weight, the culprit channel is its column and the place \
+         its row: input and output channel of a matrix, channel and token or position of a table of embeddings. \
+         SmoothQuant is at best as good as a step per channel."
     );
     Block::Table(table, caption)
 }
@@ -214,7 +226,7 @@ fn by_block(int8: &[Int8Verdict]) -> Option<Block> {
     };
     let caption = "What is left of the signal when a place is rounded to 8 bits with one step for the \
                    tensor, by block and kind of place. Higher is better: 6 dB are a bit. Gaussian entries \
-                   lie near 38 dB, and places below the dashed line suffer. Places outside the blocks are in \
+                   lie near 38 dB, and places below the dashed line suffer; places above it may, by their median channel. Places outside the blocks are in \
                    the table above only.";
     Some(Block::Figure(Figure::new(caption, draw).with_table(by_kind(&panels))))
 }
@@ -256,6 +268,7 @@ mod tests {
             layer,
             kind: if site.ends_with("weight") { Rounded::Weight } else { Rounded::Activation },
             int8_error: error,
+            int8_error_median: None,
             sqnr_db: error.map(decibels),
             int8_error_token: None,
             int8_error_channel: None,
@@ -265,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn undefined_errors_come_last_and_do_not_suffer() {
+    fn what_is_not_finite_comes_first_and_suffers() {
         let int8 = [
             verdict("a", None, None),
             verdict("b", None, Some(0.01)),
@@ -273,10 +286,10 @@ mod tests {
             verdict("d", None, Some(0.5)),
         ];
         let order: String = by_error(&int8).iter().map(|v| v.site.as_str()).collect();
-        assert_eq!(order, "dbac");
-        assert_eq!(worst_place(&int8).map(|v| v.site.as_str()), Some("d"));
-        assert_eq!(int8.iter().filter(|v| suffers(v)).count(), 1);
-        assert!(worst_place(&int8[..1]).is_none());
+        assert_eq!(order, "acdb");
+        assert_eq!(worst_place(&int8).map(|v| v.site.as_str()), Some("a"));
+        assert_eq!(int8.iter().filter(|v| suffers(v)).count(), 3);
+        assert!(worst_place(&[]).is_none());
     }
 
     #[test]

@@ -32,7 +32,8 @@ impl Framed {
         let framed = before.len() + after.len();
         let inside = self.context - framed;
         // A frame adds to the tokens of every sequence.
-        let asked = tokens * inside as u64 / self.context as u64;
+        let asked = u128::from(tokens) * inside as u128 / self.context as u128;
+        let asked = u64::try_from(asked).unwrap_or(u64::MAX);
         let blocks = blocks(&self.dataset, inside, Some(asked.max(1)))?;
         Ok(blocks.map(move |batch| {
             let batch = batch?;
@@ -49,6 +50,18 @@ impl Framed {
 impl Inputs {
     pub(super) fn open(args: &Inspect, on_disk: &OnDisk) -> Result<Self, Failure> {
         let config = on_disk.config();
+        if args.tokens == 0 {
+            return Err(Failure::input(
+                "--tokens 0 leaves nothing to run",
+                "leave it out, or give at least 1",
+            ));
+        }
+        if args.cut.context.is_some() && (args.pixels.is_some() || args.text.ids.is_some()) {
+            return Err(Failure::input(
+                "--context cuts running text, and --ids and --pixels are run as they are given",
+                "leave --context out",
+            ));
+        }
         if let Some(path) = &args.pixels {
             return Ok(Inputs::Batch(checkpoint::read_images(path)?));
         }
@@ -56,10 +69,6 @@ impl Inputs {
             return Err(ModelError::WrongInput { wants: "images" }.into());
         }
         match Source::open(&args.text, on_disk.folder(), config)? {
-            Source::Ids(_) if args.cut.context.is_some() => Err(Failure::input(
-                "--context cuts running text, and --ids are run as they are given",
-                "leave --context out",
-            )),
             Source::Ids(batch) => {
                 Ok(Inputs::Batch(Input::Tokens { ids: batch.ids, sequences: batch.sequences }))
             }
@@ -71,8 +80,16 @@ impl Inputs {
                 };
                 let framed = frame.0.len() + frame.1.len();
                 let context = args.cut.context(config, MOST_INSPECTED)?;
-                // A short text is one short sequence.
-                let context = context.min((dataset.len(Split::Val) as usize).saturating_sub(1) + framed);
+                let have = dataset.len(Split::Val) as usize;
+                if have < 2 {
+                    return Err(Failure::input(
+                        format!("the text is {have} tokens long, and inspect wants at least 2"),
+                        "give more text",
+                    ));
+                }
+                // A short text is one short sequence, and so are few tokens.
+                let few = usize::try_from(args.tokens).unwrap_or(usize::MAX);
+                let context = context.min(have - 1 + framed).min(few.max(framed + 1));
                 if context <= framed {
                     return Err(Failure::input(
                         format!(
@@ -83,6 +100,14 @@ impl Inputs {
                 }
                 Ok(Inputs::Stream(Framed { dataset, context, frame }))
             }
+        }
+    }
+
+    /// Refuses what the model cannot run, before it is read.
+    pub(super) fn check(&self, on_disk: &OnDisk) -> Result<(), Failure> {
+        match self {
+            Inputs::Batch(input) => Ok(input.check(on_disk.config())?),
+            Inputs::Stream(_) => Ok(()),
         }
     }
 

@@ -12,7 +12,7 @@ pub(super) struct Limit {
 }
 
 /// Metrics of the verdict that can be limited.
-const INT8: [&str; 3] = ["int8_error", "int8_error_token", "int8_error_channel"];
+const INT8: [&str; 4] = ["int8_error", "int8_error_median", "int8_error_token", "int8_error_channel"];
 
 impl Limit {
     pub(super) fn parse(text: &str) -> Result<Self, Failure> {
@@ -40,6 +40,7 @@ impl Limit {
         let above = |value: Option<f64>, finite: bool| !finite || value.is_some_and(|v| v > self.value);
         if INT8.contains(&self.metric.as_str()) {
             let of = |v: &Int8Verdict| match self.metric.as_str() {
+                "int8_error_median" => v.int8_error_median,
                 "int8_error_token" => v.int8_error_token,
                 "int8_error_channel" => v.int8_error_channel,
                 _ => v.int8_error,

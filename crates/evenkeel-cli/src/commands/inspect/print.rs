@@ -2,8 +2,8 @@
 
 use crate::output;
 use evenkeel::inspect::InspectReport;
-use evenkeel::metrics::int8::TOLERABLE;
-use evenkeel::metrics::{Culprit, Remedy, WeightReport};
+use evenkeel::metrics::int8::{TOLERABLE, TOLERABLE_MEDIAN};
+use evenkeel::metrics::{Culprit, Rounded, WeightReport};
 use evenkeel::report::Revision;
 use evenkeel::report::table::{Align, Table, cell};
 
@@ -64,12 +64,17 @@ pub(super) fn report(report: &InspectReport) {
         report.tokens,
         report.model.width
     ));
-    if let Some(bytes) = report.peak_memory_bytes {
-        output::line(&format!("peak memory {:.0} MiB", bytes as f64 / f64::from(1 << 20)));
-    }
+    memory(report.peak_memory_bytes);
     print_int8(report);
     print_massive(report);
     print_weights(report);
+}
+
+/// The largest resident set of the process.
+pub(super) fn memory(peak: Option<u64>) {
+    if let Some(bytes) = peak {
+        output::line(&format!("peak memory {:.0} MiB", bytes as f64 / f64::from(1 << 20)));
+    }
 }
 
 /// Where 8 bits would hurt most, who is responsible, and what would help.
@@ -79,21 +84,26 @@ fn print_int8(report: &InspectReport) {
         ("int8 error, worst places", Align::Left),
         ("per tensor", Align::Right),
         ("dB", Align::Right),
+        ("median channel", Align::Right),
         ("per token", Align::Right),
         ("per channel", Align::Right),
         ("channel", Align::Right),
-        ("token", Align::Left),
+        ("at", Align::Left),
         ("what helps", Align::Left),
     ]);
     for v in report.int8.iter().take(SHOWN) {
         let token = |c: &Culprit| {
             let text = c.text.as_ref().map_or(String::new(), |text| format!(" {text:?}"));
-            c.sequence.map_or("-".to_string(), |s| format!("{s}:{}{text}", c.position))
+            match (v.kind, c.sequence) {
+                (Rounded::Weight, _) => format!("row {}", c.position),
+                (_, sequence) => format!("{}:{}{text}", sequence.unwrap_or(0), c.position),
+            }
         };
         table.push([
             v.site.clone(),
             percent(v.int8_error),
             cell(v.sqnr_db, |v| format!("{v:.1}")),
+            percent(v.int8_error_median),
             percent(v.int8_error_token),
             percent(v.int8_error_channel),
             v.culprit.as_ref().map_or("-".into(), |c| c.channel.to_string()),
@@ -101,14 +111,20 @@ fn print_int8(report: &InspectReport) {
             v.remedy.label().into(),
         ]);
     }
-    let suffering = report.int8.iter().filter(|v| v.remedy != Remedy::None).count();
+    let suffering = report.int8.iter().filter(|v| v.suffers()).count();
+    let broken = report.int8.iter().filter(|v| v.int8_error.is_none()).count();
     output::result(&format!("\n{}", table.to_text()));
     output::line(&format!(
-        "{suffering} of {} rounded places lie above {:.1}% (below 30 dB); activations over {} tokens",
+        "{suffering} of {} rounded places suffer: above {:.2}% (below 30 dB), or {:.0}% in the median channel; activations \
+         of {} tokens",
         report.int8.len(),
         100.0 * TOLERABLE,
+        100.0 * TOLERABLE_MEDIAN,
         report.int8_tokens
     ));
+    if broken > 0 {
+        output::line(&format!("{broken} of them hold entries that are not finite"));
+    }
 }
 
 /// Lines of the short lists.
