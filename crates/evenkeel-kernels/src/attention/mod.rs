@@ -145,6 +145,47 @@ pub fn forward(shape: Shape, q: &[f32], k: &[f32], v: &[f32], prepare: Prepare, 
     lse
 }
 
+/// The matrices that [`forward`] never holds, both (sequences, heads, tokens, tokens): the scaled and capped scores before the
+/// mask, and the probabilities, 0 where a token does not look. For those who look inside.
+///
+/// # Panics
+/// If sizes disagree.
+pub fn matrices(shape: Shape, q: &[f32], k: &[f32], prepare: Prepare) -> (Vec<f32>, Vec<f32>) {
+    shape.check(q, k, k, prepare);
+    let (t, d, group) = (shape.tokens, shape.d_head, shape.group());
+    let size = shape.sequences * shape.heads * t * t;
+    let (mut scores, mut probs) = (vec![0.0; size], vec![0.0; size]);
+    if q.is_empty() {
+        return (scores, probs);
+    }
+    let of_task = group * t * t;
+    let both = scores.par_chunks_mut(of_task).zip(probs.par_chunks_mut(of_task));
+    both.enumerate().for_each(|(task, (scores, probs))| {
+        let (b, g) = shape.task(task);
+        let keys = shape.key_rows(b, g);
+        let prepared = prepare.keys(keys, k);
+        let k_all = prepared.as_deref().map_or(keys.view(k, 0, t), |k| View::new(k, t, d));
+        let k_t = Packed::new_serial(shape.compute, k_all.t());
+        let heads = scores.chunks_exact_mut(t * t).zip(probs.chunks_exact_mut(t * t));
+        for (h, (scores, probs)) in heads.enumerate() {
+            let queries = shape.query_rows(b, g * group + h);
+            let prepared = prepare.queries(queries, q);
+            let q_all = prepared.as_deref().map_or(queries.view(q, 0, t), |q| View::new(q, t, d));
+            gemm_serial_packed(q_all, &k_t, t, scores, t, Write::Replace);
+            for (i, (scores, probs)) in scores.chunks_exact_mut(t).zip(probs.chunks_exact_mut(t)).enumerate()
+            {
+                probs.copy_from_slice(scores);
+                let (hidden, row) = probs.split_at_mut(shape.first_key(i));
+                hidden.fill(0.0);
+                let visible = shape.keys(i + 1) - hidden.len();
+                shape.score_row().forward(row, visible);
+                shape.score_row().scaled(scores);
+            }
+        }
+    });
+    (scores, probs)
+}
+
 /// What flows back out of [`backward`].
 pub struct Gradients {
     /// With respect to q, same shape.

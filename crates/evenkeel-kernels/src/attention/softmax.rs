@@ -51,6 +51,14 @@ impl ScoreRow {
         lse
     }
 
+    /// Raw products to scores in place: scaled, and capped if there is a cap.
+    pub(super) fn scaled(self, row: &mut [f32]) {
+        match self.softcap > 0.0 {
+            true => cap(row, self.scale, self.softcap),
+            false => row.iter_mut().for_each(|v| *v *= self.scale),
+        }
+    }
+
     /// `scores`, raw products, becomes probabilities; `d_probs` becomes the gradient of the raw products. `dot` is the
     /// product of the output's row and its gradient.
     pub(super) fn backward(

@@ -7,8 +7,8 @@
 //!
 //! Two figures say how bad it is. `int8_error` is √(Σ (x - x̂)² / Σ x²), and -20 log10 of it the signal-to-quantisation-noise
 //! ratio in decibels; Gaussian entries lie near 1.2%, 38 dB. One outlier that holds all of the energy looks fine by it, since
-//! it survives. So `int8_error_median` is the median over channels of the same error within each channel: what is left of
-//! the ordinary ones.
+//! it survives. So `int8_error_median` is the same error within a channel, and within a token, of the ordinary ones: the larger of
+//! the medians over channels and over tokens.
 
 use super::finite;
 use super::site::{plain, rows_and_width};
@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 
 /// Above this error of the whole (30 dB) a place is said to suffer: noise of a thousandth of the signal's power.
 pub const TOLERABLE: f64 = 0.031_622_776_601_683_79;
-/// Above this error of the median channel (20 dB) it suffers too.
+/// Above this error of the median channel or token (20 dB) it suffers too.
 pub const TOLERABLE_MEDIAN: f64 = 0.1;
 
 /// What is rounded.
@@ -62,7 +62,7 @@ impl Remedy {
             Remedy::PerToken => "per token",
             Remedy::PerChannel => "per channel",
             Remedy::SmoothQuant => "SmoothQuant",
-            Remedy::KeepInFloat => "keep in float",
+            Remedy::KeepInFloat => "float",
         }
     }
 }
@@ -95,8 +95,8 @@ pub struct Int8Verdict {
     pub kind: Rounded,
     /// Relative error with one step for all; null if the place is not finite.
     pub int8_error: Option<f64>,
-    /// Median over channels of the relative error within a channel: of activations each channel, of weights each output
-    /// channel. Channels of zeros are left out.
+    /// The larger of two medians: over channels of the relative error within a channel, and over tokens of that within a
+    /// token; of weights over columns and rows. Those that are all zero are left out.
     #[serde(default)]
     pub int8_error_median: Option<f64>,
     /// The same in decibels.
@@ -211,8 +211,8 @@ pub fn of_weight(name: &str, w: &Tensor) -> Result<Int8Verdict> {
     let (_, width) = rows_and_width(w)?;
     let plain = plain(w)?;
     let w = Rows { values: &slice(&plain)?, width };
-    let all = w.rounded_rows(&By::All(symmetric(w.values)));
-    let per_row = w.rounded_rows(&By::Row(symmetric));
+    let all = w.rounded(&By::All(symmetric(w.values)));
+    let per_row = w.rounded(&By::Row(symmetric));
     let is_table = name.starts_with("embed.") && name != "embed.patch.weight" && name != "embed.proj.weight";
     let per_column = is_table.then(|| w.rounded(&By::Column(symmetric_columns)));
     let (helps, per_token, per_channel) = match &per_column {
@@ -262,30 +262,73 @@ fn decibels(error: Option<f64>) -> Option<f64> {
     finite(-20.0 * error?.log10())
 }
 
-/// What rounding loses.
+/// What rounding loses: the error of the whole, and the larger of the medians over columns and over rows.
 struct Loss {
     error: Option<f64>,
     median: Option<f64>,
 }
 
 impl Loss {
-    /// From Σ (x - x̂)² and Σ x² of each channel. Zeros lose nothing.
-    fn of(errors: &[f64], squares: &[f64]) -> Self {
-        let energy: f64 = squares.iter().sum();
-        if energy == 0.0 {
-            return Self { error: Some(0.0), median: Some(0.0) };
-        }
-        let error = finite((errors.iter().sum::<f64>() / energy).sqrt());
-        let live = errors.iter().zip(squares).filter(|(_, s)| **s > 0.0);
-        let mut within: Vec<f64> = live.map(|(e, s)| (e / s).sqrt()).collect();
-        within.sort_by(f64::total_cmp);
-        let median = within.get(within.len().saturating_sub(1) / 2).copied();
-        Self { error, median: error.and(median).and_then(finite) }
-    }
-
     fn severity(&self) -> Option<f64> {
         Some(severity(self.error?, self.median.unwrap_or(0.0)))
     }
+}
+
+/// Σ (x - x̂)² and Σ x² of every column and of every row.
+struct Sums {
+    errors: Vec<f64>,
+    squares: Vec<f64>,
+    rows: Vec<(f64, f64)>,
+}
+
+impl Sums {
+    fn new(width: usize) -> Self {
+        Self { errors: vec![0.0; width], squares: vec![0.0; width], rows: Vec::new() }
+    }
+
+    fn clear(&mut self) {
+        self.errors.fill(0.0);
+        self.squares.fill(0.0);
+    }
+
+    fn add_columns(&mut self, other: &Self) {
+        self.errors.iter_mut().zip(&other.errors).for_each(|(s, v)| *s += v);
+        self.squares.iter_mut().zip(&other.squares).for_each(|(s, v)| *s += v);
+    }
+
+    /// Adds the sums of a single row.
+    fn add_row(&mut self, row: &Self) {
+        self.add_columns(row);
+        self.rows.push((row.errors.iter().sum(), row.squares.iter().sum()));
+    }
+
+    fn joined(parts: Vec<Self>, width: usize) -> Self {
+        parts.into_iter().fold(Self::new(width), |mut all, part| {
+            all.add_columns(&part);
+            all.rows.extend(part.rows);
+            all
+        })
+    }
+
+    fn loss(&self) -> Loss {
+        let energy: f64 = self.squares.iter().sum();
+        if energy == 0.0 {
+            return Loss { error: Some(0.0), median: Some(0.0) };
+        }
+        let error = finite((self.errors.iter().sum::<f64>() / energy).sqrt());
+        let columns = self.errors.iter().copied().zip(self.squares.iter().copied());
+        let median = [median_within(columns), median_within(self.rows.iter().copied())];
+        let larger = median.into_iter().flatten().reduce(f64::max);
+        Loss { error, median: error.and(larger) }
+    }
+}
+
+/// Lower median of √(e / s) over the pairs whose s is not 0.
+fn median_within(pairs: impl Iterator<Item = (f64, f64)>) -> Option<f64> {
+    let mut within: Vec<f64> = pairs.filter(|(_, s)| *s > 0.0).map(|(e, s)| (e / s).sqrt()).collect();
+    let middle = within.len().checked_sub(1)? / 2;
+    let (_, &mut median, _) = within.select_nth_unstable_by(middle, f64::total_cmp);
+    finite(median)
 }
 
 /// Rows that one piece of work takes.
@@ -310,7 +353,7 @@ impl Rows<'_> {
         (ROWS * self.width).max(1)
     }
 
-    /// What rounding loses, channels being columns.
+    /// What rounding loses.
     fn rounded(&self, by: &By) -> Loss {
         let width = self.width;
         let columns = match by {
@@ -326,54 +369,27 @@ impl Rows<'_> {
         };
         let (scale, zero) = of(&columns);
         let limits = |grids: &[Grid]| grids.first().map_or((0.0, 0.0), |grid| (grid.low, grid.high));
-        let parts: Vec<(Vec<f64>, Vec<f64>)> = self
+        let parts: Vec<Sums> = self
             .values
             .par_chunks(self.piece())
             .map(|rows| {
-                let (mut errors, mut squares) = (vec![0.0; width], vec![0.0; width]);
-                let mut add = |rows: &[f32], scale: &[f32], zero_point: &[f32], (low, high): (f32, f32)| {
+                let (mut sums, mut one) = (Sums::new(width), Sums::new(width));
+                for row in rows.chunks_exact(width.max(1)) {
+                    let own = if let By::Row(grid) = by { Some(grid(row)) } else { None };
+                    let step = own.map(|grid| (vec![grid.scale; width], vec![grid.zero_point; width], grid));
+                    let (scale, zero_point, (low, high)) = match &step {
+                        Some((scale, zero, grid)) => (&scale[..], &zero[..], (grid.low, grid.high)),
+                        None => (&scale[..], &zero[..], limits(&columns)),
+                    };
+                    one.clear();
                     let grids = ColumnGrids { scale, zero_point, low, high };
-                    add_column_errors(rows, grids, (&mut errors, &mut squares));
-                };
-                match by {
-                    By::Row(grid) => {
-                        for row in rows.chunks_exact(width.max(1)) {
-                            let grid = grid(row);
-                            let (scale, zero) = (vec![grid.scale; width], vec![grid.zero_point; width]);
-                            add(row, &scale, &zero, (grid.low, grid.high));
-                        }
-                    }
-                    By::All(_) | By::Column(_) => add(rows, &scale, &zero, limits(&columns)),
+                    add_column_errors(row, grids, (&mut one.errors, &mut one.squares));
+                    sums.add_row(&one);
                 }
-                (errors, squares)
+                sums
             })
             .collect();
-        let sum = |pick: fn(&(Vec<f64>, Vec<f64>)) -> &Vec<f64>| {
-            parts.iter().fold(vec![0.0; width], |mut sum, part| {
-                sum.iter_mut().zip(pick(part)).for_each(|(s, v)| *s += v);
-                sum
-            })
-        };
-        Loss::of(&sum(|part| &part.0), &sum(|part| &part.1))
-    }
-
-    /// The same, channels being rows.
-    fn rounded_rows(&self, by: &By) -> Loss {
-        let rows: Vec<(f64, f64)> = self
-            .values
-            .par_chunks(self.width.max(1))
-            .map(|row| {
-                let grid = match by {
-                    By::All(grid) => *grid,
-                    By::Row(grid) => grid(row),
-                    By::Column(_) => return (0.0, 0.0),
-                };
-                let energy = row.iter().map(|&v| f64::from(v) * f64::from(v)).sum();
-                (evenkeel_kernels::quant::squared_error(row, grid), energy)
-            })
-            .collect();
-        let (errors, squares): (Vec<f64>, Vec<f64>) = rows.into_iter().unzip();
-        Loss::of(&errors, &squares)
+        Sums::joined(parts, width).loss()
     }
 
     /// Smallest and largest entry of every column.

@@ -9,7 +9,7 @@ use super::params::{Builder, Parameter, Start};
 use crate::ops::{self, AttentionSpec, Dropout, Epsilon, Inner, QkNormSpec, Rope};
 use crate::tap::{Place, Site, Tap};
 use crate::tape::{Tape, Value};
-use candle_core::Result as CandleResult;
+use candle_core::{Result as CandleResult, Tensor};
 use std::cell::RefCell;
 use std::sync::Arc;
 
@@ -159,39 +159,26 @@ impl Attention {
         });
         let spec =
             &AttentionSpec { dropout: Dropout::of(tape, self.dropout, place(layer, 0)), ..self.spec.clone() };
-        let places = [Place::AttnQNorm, Place::AttnKNorm, Place::AttnScores, Place::AttnProbs];
-        let looked_into = if places.iter().any(|&p| tap.wants(site(p))) {
-            let tap = RefCell::new(&mut *tap);
-            let off = Tape::off();
-            // Who changes what it sees needs the whole batch; who looks is content with a sequence at a time.
-            let at_once = if tap.borrow().transforms() { usize::MAX } else { 1 };
-            Some(ops::attention_composed(
-                &off,
-                q_btd,
-                k_btk,
-                v_btk,
-                qk_norm,
-                spec,
-                at_once,
-                |inner, tensor| {
-                    let place = match inner {
-                        Inner::QNorm => Place::AttnQNorm,
-                        Inner::KNorm => Place::AttnKNorm,
-                        Inner::Scores => Place::AttnScores,
-                        Inner::Probs => Place::AttnProbs,
-                    };
-                    let mut tap = tap.borrow_mut();
-                    if tap.wants(site(place)) { tap.visit(site(place), tensor) } else { Ok(tensor) }
-                },
-            )?)
-        } else {
-            None
+        let at = |inner| match inner {
+            Inner::QNorm => site(Place::AttnQNorm),
+            Inner::KNorm => site(Place::AttnKNorm),
+            Inner::Scores => site(Place::AttnScores),
+            Inner::Probs => site(Place::AttnProbs),
         };
-        // Who only looks must not change a bit of what is computed: the kernel runs all the same.
-        match looked_into {
-            Some(composed) if tap.transforms() => Ok(composed),
-            _ => ops::attention(tape, q_btd, k_btk, v_btk, qk_norm, spec),
+        let inside = [Inner::QNorm, Inner::KNorm, Inner::Scores, Inner::Probs];
+        if inside.iter().any(|&inner| tap.wants(at(inner))) {
+            let changes = tap.transforms();
+            let tap = RefCell::new(tap);
+            let wants = |inner| tap.borrow().wants(at(inner));
+            let visit = |inner, x| tap.borrow_mut().visit(at(inner), x);
+            if changes {
+                let seen = |inner, x: Tensor| if wants(inner) { visit(inner, x) } else { Ok(x) };
+                return ops::attention_composed(&Tape::off(), q_btd, k_btk, v_btk, qk_norm, spec, seen);
+            }
+            // Who only looks must not change a bit of what is computed: the kernel below runs all the same.
+            ops::look_inside_attention(q_btd, k_btk, v_btk, qk_norm, spec, wants, visit)?;
         }
+        ops::attention(tape, q_btd, k_btk, v_btk, qk_norm, spec)
     }
 }
 

@@ -11,6 +11,7 @@ use crate::slices::{Slice, slice, tensor};
 use crate::tape::{Tape, Value};
 use candle_core::{D, DType, Result, Tensor};
 use evenkeel_kernels::attention::{self as kernel, Prepare, QkNorm, Shape};
+use evenkeel_kernels::gemm::Compute;
 use std::sync::Arc;
 
 /// How scores become probabilities.
@@ -178,23 +179,10 @@ pub fn attention(
     let norm = qk_norm.as_ref().map_or(Vec::new(), QkNormSpec::values);
     let inputs: Vec<&Value> = [q, k, v].into_iter().chain(&norm).collect();
     if !all_fast(&inputs) || spec.dropout.is_some() {
-        return attention_composed(tape, q, k, v, qk_norm, spec, usize::MAX, |_, x| Ok(x));
+        return attention_composed(tape, q, k, v, qk_norm, spec, |_, x| Ok(x));
     }
-    let (sequences, tokens, width) = q.tensor().dims3()?;
-    let d_head = width / spec.heads;
-    let shape = Shape {
-        sequences,
-        tokens,
-        heads: spec.heads,
-        kv_heads: spec.kv_heads,
-        d_head,
-        causal: spec.causal,
-        window: spec.window,
-        scale: 1.0 / (d_head as f32).sqrt(),
-        softcap: spec.softcap as f32,
-        softmax: spec.softmax.kernel(),
-        compute: tape.compute(),
-    };
+    let shape = kernel_shape(q.tensor(), spec, tape.compute())?;
+    let (tokens, d_head) = (shape.tokens, shape.d_head);
     let eps = qk_norm.as_ref().map_or(Epsilon::Outside(0.0), |n| n.eps);
     let rope = spec.rope.as_ref().map(|rope| rope.at_least(tokens));
     let norm_tensors: Vec<Tensor> = norm.iter().map(|v| v.tensor().clone()).collect();
@@ -225,12 +213,87 @@ pub fn attention(
     }))
 }
 
-/// The same from candle primitives, with `inner` called at every place inside. The matrices of scores are made for `at_once`
-/// sequences at a time, and `inner` sees those of each such part.
+/// Shows `inner` the places inside that it wants, and changes nothing: normalised queries and keys of the whole batch, scores
+/// and probabilities of one sequence after the other, whose matrices are large.
 ///
 /// # Errors
 /// If shapes disagree, or what `inner` returns.
-#[allow(clippy::too_many_arguments)]
+pub fn look_inside_attention(
+    q: &Value,
+    k: &Value,
+    v: &Value,
+    qk_norm: Option<QkNormSpec>,
+    spec: &AttentionSpec,
+    wants: impl Fn(Inner) -> bool,
+    mut inner: impl FnMut(Inner, Tensor) -> Result<Tensor>,
+) -> Result<()> {
+    let norm = qk_norm.as_ref().map_or(Vec::new(), QkNormSpec::values);
+    let inputs: Vec<&Value> = [q, k, v].into_iter().chain(&norm).collect();
+    if !all_fast(&inputs) || spec.dropout.is_some() {
+        let seen = |place, x: Tensor| if wants(place) { inner(place, x) } else { Ok(x) };
+        return attention_composed(&Tape::off(), q, k, v, qk_norm, spec, seen).map(|_| ());
+    }
+    let (sequences, tokens, width) = q.tensor().dims3()?;
+    let eps = qk_norm.as_ref().map_or(Epsilon::Outside(0.0), |n| n.eps);
+    for (i, (place, x, heads)) in
+        [(Inner::QNorm, q, spec.heads), (Inner::KNorm, k, spec.kv_heads)].into_iter().enumerate()
+    {
+        if let Some(gain) = norm.get(i).filter(|_| wants(place)) {
+            let split = x.tensor().reshape((sequences, tokens, heads, width / spec.heads))?;
+            let bias = norm.get(2 + i).map(Value::tensor);
+            inner(place, normalised(&split, gain.tensor(), bias, eps)?)?;
+        }
+    }
+    if !wants(Inner::Scores) && !wants(Inner::Probs) {
+        return Ok(());
+    }
+    let rope = spec.rope.as_ref().map(|rope| rope.at_least(tokens));
+    let shape = Shape { sequences: 1, ..kernel_shape(q.tensor(), spec, Compute::F32)? };
+    let matrix = (1, spec.heads, tokens, tokens);
+    for b in 0..sequences {
+        let (scores, probs) = {
+            let (qs, ks) = (slice(q.tensor())?, slice(k.tensor())?);
+            let guards = norm.iter().map(|v| slice(v.tensor())).collect::<Result<Vec<_>>>()?;
+            let (q_size, k_size) = (qs.len() / sequences, ks.len() / sequences);
+            kernel::matrices(
+                shape,
+                &qs[b * q_size..(b + 1) * q_size],
+                &ks[b * k_size..(b + 1) * k_size],
+                prepare(&guards, eps, rope.as_deref()),
+            )
+        };
+        for (place, values) in [(Inner::Scores, scores), (Inner::Probs, probs)] {
+            if wants(place) {
+                inner(place, tensor(values, matrix)?)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Sizes and switches as the kernel takes them.
+fn kernel_shape(q: &Tensor, spec: &AttentionSpec, compute: Compute) -> Result<Shape> {
+    let (sequences, tokens, width) = q.dims3()?;
+    let d_head = width / spec.heads;
+    Ok(Shape {
+        sequences,
+        tokens,
+        heads: spec.heads,
+        kv_heads: spec.kv_heads,
+        d_head,
+        causal: spec.causal,
+        window: spec.window,
+        scale: 1.0 / (d_head as f32).sqrt(),
+        softcap: spec.softcap as f32,
+        softmax: spec.softmax.kernel(),
+        compute,
+    })
+}
+
+/// The same as [`attention`] from candle primitives, with `inner` called at every place inside.
+///
+/// # Errors
+/// If shapes disagree, or what `inner` returns.
 pub fn attention_composed(
     tape: &Tape,
     q: &Value,
@@ -238,7 +301,6 @@ pub fn attention_composed(
     v: &Value,
     qk_norm: Option<QkNormSpec>,
     spec: &AttentionSpec,
-    at_once: usize,
     mut inner: impl FnMut(Inner, Tensor) -> Result<Tensor>,
 ) -> Result<Value> {
     let norm = qk_norm.as_ref().map_or(Vec::new(), QkNormSpec::values);
@@ -262,42 +324,21 @@ pub fn attention_composed(
         let v = shared_by_heads(&split(&t[2], kv_heads)?, heads)?;
         let heads_first = |x: &Tensor| x.transpose(1, 2)?.contiguous();
         let (q, k, v) = (heads_first(&q)?, heads_first(&k)?, heads_first(&v)?);
-        if at_once >= sequences {
-            let context = mixed(&q, &k, &v, spec, &mut inner)?;
-            return context.transpose(1, 2)?.reshape((sequences, tokens, width));
+        let mut scores = (q.matmul(&k.t()?.contiguous()?)? * (1.0 / (d_head as f64).sqrt()))?;
+        if spec.softcap > 0.0 {
+            scores = ((scores / spec.softcap)?.tanh()? * spec.softcap)?;
         }
-        let parts = (0..sequences).step_by(at_once.max(1)).map(|first| {
-            let part = |x: &Tensor| x.narrow(0, first, at_once.min(sequences - first))?.contiguous();
-            mixed(&part(&q)?, &part(&k)?, &part(&v)?, spec, &mut inner)
-        });
-        let context = Tensor::cat(&parts.collect::<Result<Vec<_>>>()?, 0)?;
-        context.transpose(1, 2)?.reshape((sequences, tokens, width))
+        let mut scores = inner(Inner::Scores, scores)?;
+        if spec.causal {
+            let mask = causal_mask(tokens, spec.window, scores.dtype())?.to_device(scores.device())?;
+            scores = scores.broadcast_add(&mask)?;
+        }
+        let mut probs = inner(Inner::Probs, spec.softmax.composed(&scores)?)?;
+        if let Some(dropout) = spec.dropout {
+            probs = (&probs * dropout.mask(probs.dims(), probs.dtype())?)?;
+        }
+        probs.matmul(&v)?.transpose(1, 2)?.reshape((sequences, tokens, width))
     })
-}
-
-/// `P v` of prepared queries, keys and values, (sequences, heads, tokens, d_head) each.
-fn mixed(
-    q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
-    spec: &AttentionSpec,
-    inner: &mut impl FnMut(Inner, Tensor) -> Result<Tensor>,
-) -> Result<Tensor> {
-    let (tokens, d_head) = (q.dim(2)?, q.dim(3)?);
-    let mut scores = (q.matmul(&k.t()?.contiguous()?)? * (1.0 / (d_head as f64).sqrt()))?;
-    if spec.softcap > 0.0 {
-        scores = ((scores / spec.softcap)?.tanh()? * spec.softcap)?;
-    }
-    let mut scores = inner(Inner::Scores, scores)?;
-    if spec.causal {
-        let mask = causal_mask(tokens, spec.window, scores.dtype())?.to_device(scores.device())?;
-        scores = scores.broadcast_add(&mask)?;
-    }
-    let mut probs = inner(Inner::Probs, spec.softmax.composed(&scores)?)?;
-    if let Some(dropout) = spec.dropout {
-        probs = (&probs * dropout.mask(probs.dims(), probs.dtype())?)?;
-    }
-    probs.matmul(v)
 }
 
 /// QK-norm of x (sequences, tokens, heads, d_head), merged again.

@@ -21,7 +21,9 @@ mod shaped;
 mod tests;
 
 pub use activation::{Activation, gated_unit};
-pub use attention::{AttentionSpec, Epsilon, Inner, QkNormSpec, Softmax, attention, attention_composed};
+pub use attention::{
+    AttentionSpec, Epsilon, Inner, QkNormSpec, Softmax, attention, attention_composed, look_inside_attention,
+};
 pub use dropout::{Dropout, dropout};
 pub use embedding::embedding;
 pub use gate::{constant_logits, gate_by, gate_logits, gate_network, openness, sigmoid_gate};

@@ -178,6 +178,69 @@ fn attention_kernel_is_its_composition() {
     }
 }
 
+/// What a looker is shown is what the composition goes through, sequence by sequence.
+#[test]
+fn looking_inside_attention_shows_what_the_composition_goes_through() -> Result<()> {
+    type Seen = std::collections::BTreeMap<String, Vec<f32>>;
+    for (sequences, tokens, d_head) in [(1, 1, 6), (2, 7, 8), (2, 67, 6)] {
+        for (spec, norm_values) in attention_kinds() {
+            let value = |shape: &[usize], seed| -> Result<Value> {
+                Ok(Value::constant(numbers(shape, seed).to_dtype(DType::F32)?.contiguous()?))
+            };
+            let wide = |heads: usize, seed| value(&[sequences, tokens, heads * d_head], seed);
+            let (q, k, v) = (wide(spec.heads, 1)?, wide(spec.kv_heads, 2)?, wide(spec.kv_heads, 3)?);
+            let vectors =
+                (0..norm_values).map(|i| value(&[d_head], 20 + i as u64)).collect::<Result<Vec<_>>>()?;
+            let norm = || {
+                (norm_values > 0).then(|| QkNormSpec {
+                    q_gain: &vectors[0],
+                    k_gain: &vectors[1],
+                    biases: vectors.get(2).zip(vectors.get(3)),
+                    eps: Epsilon::Inside(1e-3),
+                })
+            };
+            let mut kernel = Seen::new();
+            let mut keep = |seen: &mut Seen, place: Inner, x: &Tensor| -> Result<()> {
+                let values = x.flatten_all()?.to_vec1::<f32>()?;
+                seen.entry(format!("{place:?}")).or_default().extend(values);
+                Ok(())
+            };
+            look_inside_attention(
+                &q,
+                &k,
+                &v,
+                norm(),
+                &spec,
+                |_| true,
+                |place, x| {
+                    keep(&mut kernel, place, &x)?;
+                    Ok(x)
+                },
+            )?;
+            let mut composed = Seen::new();
+            attention_composed(&Tape::off(), &q, &k, &v, norm(), &spec, |place, x| {
+                keep(&mut composed, place, &x)?;
+                Ok(x)
+            })?;
+            assert_eq!(kernel.keys().collect::<Vec<_>>(), composed.keys().collect::<Vec<_>>());
+            for (place, want) in &composed {
+                let off = kernel[place].iter().zip(want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                assert!(
+                    kernel[place].len() == want.len() && off < 1e-5,
+                    "{place} of {spec:?} is off by {off}"
+                );
+            }
+            // Only what is wanted is shown.
+            let only = |place| place == Inner::Probs;
+            look_inside_attention(&q, &k, &v, norm(), &spec, only, |place, x| {
+                assert_eq!(place, Inner::Probs);
+                Ok(x)
+            })?;
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn residual_and_scale_kernels_are_their_compositions() {
     for rows in [3, 4000] {

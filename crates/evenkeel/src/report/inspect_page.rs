@@ -90,7 +90,7 @@ fn worst_sentence(worst: &Int8Verdict) -> String {
     }
     let mut text = format!("The worst is {}, at {}", code(&worst.site), percent(error));
     if let Some(median) = findings::finite(worst.int8_error_median) {
-        text.push_str(&format!(" and {} in the median channel", percent(median)));
+        text.push_str(&format!(" and {} in the median", percent(median)));
     }
     if let Some(culprit) = &worst.culprit {
         let place = culprit_place(culprit, worst.kind);
@@ -371,7 +371,7 @@ pub(super) mod tests {
         let html = inspect_page(&synthetic(12, 768, 12, 1.0), "gpt2").render();
         assert!(html.contains("<h1>Inspection of gpt2</h1>"));
         for part in [
-            "rounded places lose more than 3.16% to int8 with one step per tensor",
+            "rounded places suffer from int8 with one step per tensor",
             "The worst is <code>blocks.11.resid</code>",
             "where channel 138 at token 0, “\\n” sets the step; a step per token would mend it.",
             "kurtosis of the residual stream is",

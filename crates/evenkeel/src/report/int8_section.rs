@@ -25,8 +25,9 @@ pub(super) fn int8_section(report: &InspectReport) -> Option<Section> {
     let mut blocks = vec![Block::Text(format!(
         "Each place is rounded by itself to 8 bits, with one step for the whole tensor that its extremes set. The error \
          is relative: RMS of what rounding changes over RMS of the tensor; and, since an outlier that holds most of \
-         the energy hides what it does to the rest, the same within each channel, of which the median is given. Above \
-         {} ({:.0} dB), or {:.0}% in the median channel, a place is said to suffer. The culprit is the entry of largest \
+         the energy hides what it does to the rest, the same within each channel and within each token, of \
+         which the larger median is given. Above \
+         {} ({:.0} dB), or {:.0}% in the median, a place is said to suffer. The culprit is the entry of largest \
          magnitude, which sets the step for all others. Activations are those of {} tokens, the first batch; scores, \
          probabilities and norm gains are left out.",
         percent(TOLERABLE),
@@ -110,7 +111,7 @@ fn worst(int8: &[Int8Verdict]) -> Block {
         ("place", Align::Left),
         ("error", Align::Right),
         ("dB", Align::Right),
-        ("median channel", Align::Right),
+        ("median", Align::Right),
         ("per token", Align::Right),
         ("per channel", Align::Right),
         ("culprit channel", Align::Right),
@@ -226,7 +227,7 @@ fn by_block(int8: &[Int8Verdict]) -> Option<Block> {
     };
     let caption = "What is left of the signal when a place is rounded to 8 bits with one step for the \
                    tensor, by block and kind of place. Higher is better: 6 dB are a bit. Gaussian entries \
-                   lie near 38 dB, and places below the dashed line suffer; places above it may, by their median channel. Places outside the blocks are in \
+                   lie near 38 dB, and places below the dashed line suffer; places above it may, by their median. Places outside the blocks are in \
                    the table above only.";
     Some(Block::Figure(Figure::new(caption, draw).with_table(by_kind(&panels))))
 }

@@ -81,33 +81,28 @@ pub(super) fn memory(peak: Option<u64>) {
 fn print_int8(report: &InspectReport) {
     let percent = |v: Option<f64>| cell(v, |v| format!("{:.2}%", 100.0 * v));
     let mut table = Table::new(&[
-        ("int8 error, worst places", Align::Left),
-        ("per tensor", Align::Right),
-        ("dB", Align::Right),
-        ("median channel", Align::Right),
-        ("per token", Align::Right),
-        ("per channel", Align::Right),
+        ("int8, worst places", Align::Left),
+        ("error", Align::Right),
+        ("median", Align::Right),
+        ("/token", Align::Right),
+        ("/channel", Align::Right),
         ("channel", Align::Right),
         ("at", Align::Left),
-        ("what helps", Align::Left),
+        ("helps", Align::Left),
     ]);
     for v in report.int8.iter().take(SHOWN) {
-        let token = |c: &Culprit| {
-            let text = c.text.as_ref().map_or(String::new(), |text| format!(" {text:?}"));
-            match (v.kind, c.sequence) {
-                (Rounded::Weight, _) => format!("row {}", c.position),
-                (_, sequence) => format!("{}:{}{text}", sequence.unwrap_or(0), c.position),
-            }
+        let at = |c: &Culprit| match (v.kind, c.sequence) {
+            (Rounded::Weight, _) => format!("row {}", c.position),
+            (_, sequence) => format!("{}:{}", sequence.unwrap_or(0), c.position),
         };
         table.push([
             v.site.clone(),
             percent(v.int8_error),
-            cell(v.sqnr_db, |v| format!("{v:.1}")),
             percent(v.int8_error_median),
             percent(v.int8_error_token),
             percent(v.int8_error_channel),
             v.culprit.as_ref().map_or("-".into(), |c| c.channel.to_string()),
-            v.culprit.as_ref().map_or("-".into(), token),
+            v.culprit.as_ref().map_or("-".into(), at),
             v.remedy.label().into(),
         ]);
     }
@@ -115,8 +110,7 @@ fn print_int8(report: &InspectReport) {
     let broken = report.int8.iter().filter(|v| v.int8_error.is_none()).count();
     output::result(&format!("\n{}", table.to_text()));
     output::line(&format!(
-        "{suffering} of {} rounded places suffer: above {:.2}% (below 30 dB), or {:.0}% in the median channel; activations \
-         of {} tokens",
+        "{suffering} of {} places suffer: above {:.2}% (30 dB), or {:.0}% in the median ({} tokens)",
         report.int8.len(),
         100.0 * TOLERABLE,
         100.0 * TOLERABLE_MEDIAN,
