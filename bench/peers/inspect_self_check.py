@@ -105,6 +105,8 @@ def compare_rounding(report, kept, weights, compare):
         else:
             w = weights[line["site"]]
             errors = {"int8_error": rounded_weight(w, None), "int8_error_channel": rounded_weight(w, 1)}
+            if line["site"].startswith("embed."):
+                errors |= {"int8_error_token": rounded_weight(w, 1), "int8_error_channel": rounded_weight(w, 0)}
         compare.figures(f"int8 {line['site']}", line, errors, tolerance=1e-3)
 
 

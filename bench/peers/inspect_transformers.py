@@ -224,7 +224,7 @@ def inspect(model, ids_st, seen):
         with seen.clock.on("int8 weights"):
             head = "head.weight"
             seen.int8 += [
-                {"site": name, "layer": layer_of(name), "kind": "weight", **weight_errors(w)}
+                {"site": name, "layer": layer_of(name), "kind": "weight", **weight_errors(w, name.startswith("embed."))}
                 for name, w in matrices(model)
                 if name != head
             ]

@@ -242,8 +242,9 @@ def activation_errors(x_btd, scratch):
     return dict(zip(["int8_error", "int8_error_token", "int8_error_channel"], figures))
 
 
-def weight_errors(w):
-    """The same of a matrix [d_out, d_in], symmetric: one step for all, one an output channel."""
+def weight_errors(w, is_table=False):
+    """The same of a matrix [d_out, d_in], symmetric: one step for all, one an output channel. The rows of a table of
+    embeddings are tokens, its columns channels."""
 
     def error(peak, low):
         unsigned = low >= 0
@@ -253,7 +254,10 @@ def weight_errors(w):
     size = float(torch.linalg.vector_norm(w)) ** 2
     peak, low = w.abs().amax(1, keepdim=True), w.amin(1, keepdim=True)
     figures = [math.sqrt(error(*extremes) / size) for extremes in [(peak.max(), low.min()), (peak, low)]]
-    return {"int8_error": figures[0], "int8_error_token": None, "int8_error_channel": figures[1]}
+    if not is_table:
+        return {"int8_error": figures[0], "int8_error_token": None, "int8_error_channel": figures[1]}
+    by_column = math.sqrt(error(w.abs().amax(0, keepdim=True), w.amin(0, keepdim=True)) / size)
+    return {"int8_error": figures[0], "int8_error_token": figures[1], "int8_error_channel": by_column}
 
 
 def weight_figures(w):
