@@ -256,7 +256,7 @@ def weight_errors(w, is_table=False):
     figures = [math.sqrt(error(*extremes) / size) for extremes in [(peak.max(), low.min()), (peak, low)]]
     if not is_table:
         return {"int8_error": figures[0], "int8_error_token": None, "int8_error_channel": figures[1]}
-    by_column = math.sqrt(error(w.abs().amax(0, keepdim=True), w.amin(0, keepdim=True)) / size)
+    by_column = math.sqrt(error(w.abs().amax(0, keepdim=True), w.amin()) / size)
     return {"int8_error": figures[0], "int8_error_token": figures[1], "int8_error_channel": by_column}
 
 
