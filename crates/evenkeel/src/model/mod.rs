@@ -12,6 +12,7 @@ mod mlp;
 pub mod params;
 pub mod presets;
 mod transformer;
+mod validate;
 
 #[cfg(test)]
 mod tests;
