@@ -69,7 +69,7 @@ fn every_architecture_agrees_with_transformers() {
     {
         assert!(seen.get(architecture).is_some_and(|&n| n >= 3), "{architecture}: {seen:?}");
     }
-    println!("largest deviation {worst:.1e} over {seen:?}");
+    assert!(worst > 0.0, "nothing was compared");
 }
 
 /// Names of tensors do not depend on how they are spread over files; neither does the digest.

@@ -59,7 +59,7 @@ pub enum CheckpointError {
     },
     /// A folder of another architecture.
     #[error(transparent)]
-    Hf(#[from] hf::HfError),
+    Hf(Box<hf::HfError>),
     /// A model that the format asked for cannot hold.
     #[error("the model cannot be exported as {target}: {why}")]
     NotExpressible {
@@ -85,6 +85,12 @@ pub enum CheckpointError {
     /// A tensor that cannot be written.
     #[error("tensor operation failed: {0}")]
     Tensor(#[from] candle_core::Error),
+}
+
+impl From<hf::HfError> for CheckpointError {
+    fn from(e: hf::HfError) -> Self {
+        Self::Hf(Box::new(e))
+    }
 }
 
 impl Hint for CheckpointError {

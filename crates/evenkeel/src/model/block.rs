@@ -14,6 +14,9 @@ use crate::tape::{Recompute, Tape, Value};
 use candle_core::Result as CandleResult;
 use std::sync::Arc;
 
+/// A part of a block, of its inputs.
+type Part = fn(&Block, &Tape, &mut dyn Tap, &[Value]) -> Result<Value, ModelError>;
+
 /// A block with its parameters.
 #[derive(Clone, Debug)]
 pub struct Block {
@@ -93,7 +96,7 @@ impl Block {
         tape: &Tape,
         tap: &mut dyn Tap,
         inputs: &[&Value],
-        part: fn(&Self, &Tape, &mut dyn Tap, &[Value]) -> Result<Value, ModelError>,
+        part: Part,
     ) -> Result<Value, ModelError> {
         if tape.recompute() == Recompute::Mlp {
             let block = self.clone();

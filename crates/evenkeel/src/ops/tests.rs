@@ -200,7 +200,7 @@ fn looking_inside_attention_shows_what_the_composition_goes_through() -> Result<
                 })
             };
             let mut kernel = Seen::new();
-            let mut keep = |seen: &mut Seen, place: Inner, x: &Tensor| -> Result<()> {
+            let keep = |seen: &mut Seen, place: Inner, x: &Tensor| -> Result<()> {
                 let values = x.flatten_all()?.to_vec1::<f32>()?;
                 seen.entry(format!("{place:?}")).or_default().extend(values);
                 Ok(())
