@@ -207,6 +207,8 @@ pub fn inspect<I: Into<Input>>(
             streams.push(embedding.forward(&Tape::off(), &mut tap, &input)?);
         }
         drop(embedding);
+        let last = inputs.peek().is_none();
+        tap.settle(last);
         step(0);
         let holds_first = tokens == streams.iter().map(rows).sum::<usize>();
         for layer in 0..config.depth {
@@ -216,6 +218,7 @@ pub fn inspect<I: Into<Input>>(
                 tap.is_first = holds_first && i == 0;
                 *x = block.forward(&Tape::off(), &mut tap, x)?;
             }
+            tap.settle(last);
             step(0);
         }
         let head = model.head()?;

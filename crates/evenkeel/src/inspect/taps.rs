@@ -53,6 +53,11 @@ impl InspectTap {
         }
     }
 
+    /// Gives back the memory of the sites that have been passed; of all of them if these inputs are the `last`.
+    pub(super) fn settle(&mut self, last: bool) {
+        self.metrics.stats.values_mut().for_each(|stats| stats.settle(last));
+    }
+
     /// Whether W8A8 rounds the activations at `site`, and they have channels. A norm after the branch leaves the branch's
     /// input as it is, a site that has been rounded before.
     fn is_rounded(&self, site: Site) -> bool {

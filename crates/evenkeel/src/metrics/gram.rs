@@ -66,6 +66,8 @@ enum Kept {
     Tokens(Vec<f32>),
     /// Lower triangle of Xᵀ X.
     Channels(Vec<f64>),
+    /// Nothing but what came of it.
+    Figures(GramMetrics),
 }
 
 impl GramStats {
@@ -131,8 +133,20 @@ impl GramStats {
         }
     }
 
+    /// Takes the figures and gives back the memory, which is that of the tokens or of a Gram matrix. Until all tokens that the
+    /// specification asks for are there, only if these are the `last`; what is added afterwards is passed over.
+    pub fn settle(&mut self, last: bool) {
+        if (last || self.full) && !matches!(self.kept, Kept::Figures(_)) {
+            self.kept = Kept::Figures(self.metrics());
+            (self.full, self.sequences) = (true, Vec::new());
+        }
+    }
+
     /// The figures.
     pub fn metrics(&self) -> GramMetrics {
+        if let Kept::Figures(figures) = self.kept {
+            return figures;
+        }
         if self.spec.mode == GramMode::Sequence {
             return mean(&self.sequences);
         }
@@ -145,6 +159,7 @@ impl GramStats {
                 GramSums::of_lower(gram, self.width),
                 self.token_fourths,
             ),
+            Kept::Figures(figures) => *figures,
         }
     }
 }
@@ -204,6 +219,21 @@ fn mean(all: &[GramMetrics]) -> GramMetrics {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn what_is_settled_stays() {
+        let x: Vec<f32> = (0..12).map(|i| (i * i % 7) as f32 - 3.0).collect();
+        for mode in [GramMode::Batch, GramMode::Sequence] {
+            let mut stats = GramStats::new(GramSpec { tokens: Some(4), mode });
+            stats.add(&x[..6], 2, 3);
+            stats.settle(false);
+            stats.add(&x[6..], 2, 3);
+            let before = stats.metrics();
+            stats.settle(true);
+            stats.add(&x[..6], 2, 3);
+            assert_eq!((stats.metrics(), stats.tokens()), (before, 4));
+        }
+    }
 
     fn close(a: GramMetrics, b: GramMetrics) -> Result<(), TestCaseError> {
         for (a, b) in [

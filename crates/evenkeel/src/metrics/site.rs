@@ -96,6 +96,13 @@ impl SiteStats {
         self.gram.as_ref().map(GramStats::tokens)
     }
 
+    /// Gives back the memory of what has seen all that it wants, or of everything if no more comes.
+    pub fn settle(&mut self, last: bool) {
+        if let Some(gram) = &mut self.gram {
+            gram.settle(last);
+        }
+    }
+
     /// RMS of each channel over all tokens seen.
     pub fn channel_rms(&self) -> Vec<f64> {
         self.channels.channel_rms()
