@@ -106,30 +106,37 @@ pub(super) fn culprit_place(culprit: &Culprit, kind: Rounded) -> String {
     }
 }
 
+/// The same in few characters: sequence, position and text.
+fn short_place(culprit: &Culprit, kind: Rounded) -> String {
+    if kind == Rounded::Weight {
+        return format!("row {}", culprit.position);
+    }
+    let text = culprit.text.as_ref().map_or(String::new(), |text| format!(" {}", quoted(text)));
+    format!("{}:{}{text}", culprit.sequence.unwrap_or(0), culprit.position)
+}
+
 fn worst(int8: &[Int8Verdict]) -> Block {
     let mut table = Table::new(&[
         ("place", Align::Left),
         ("error", Align::Right),
-        ("dB", Align::Right),
         ("median", Align::Right),
-        ("per token", Align::Right),
-        ("per channel", Align::Right),
-        ("culprit channel", Align::Right),
-        ("at", Align::Left),
+        ("/token", Align::Right),
+        ("/channel", Align::Right),
         ("remedy", Align::Left),
+        ("channel", Align::Right),
+        ("at", Align::Left),
     ]);
     for verdict in by_error(int8).into_iter().take(LISTED) {
         let culprit = verdict.culprit.as_ref();
         table.push([
             verdict.site.clone(),
             cell(verdict.int8_error, percent),
-            cell(verdict.sqnr_db, |v| format!("{v:.1}")),
             cell(verdict.int8_error_median, percent),
             cell(verdict.int8_error_token, percent),
             cell(verdict.int8_error_channel, percent),
-            culprit.map_or("–".into(), |c| c.channel.to_string()),
-            culprit.map_or("–".into(), |c| culprit_place(c, verdict.kind)),
             verdict.remedy.label().into(),
+            culprit.map_or("–".into(), |c| c.channel.to_string()),
+            culprit.map_or("–".into(), |c| short_place(c, verdict.kind)),
         ]);
     }
     let all = findings::count(int8.len() as u64);
@@ -140,8 +147,9 @@ fn worst(int8: &[Int8Verdict]) -> Block {
     };
     let caption = format!(
         "{which} with one step for the tensor, and what they lose with a step per token or per channel \
-         instead; a place without figures is not finite. Of a weight, the culprit channel is its column and the place \
-         its row: input and output channel of a matrix, channel and token or position of a table of embeddings. \
+         instead; a place without figures is not finite. The entry that sets the step is given by its channel and its \
+         token (sequence:position, text); of a weight by column and row: input and output channel of a matrix, channel \
+         and token or position of a table of embeddings. \
          SmoothQuant is at best as good as a step per channel."
     );
     Block::Table(table, caption)
