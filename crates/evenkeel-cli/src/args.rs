@@ -184,7 +184,7 @@ pub(crate) struct TextArgs {
 #[derive(Debug, ClapArgs)]
 #[group(skip)]
 pub(crate) struct CutArgs {
-    /// Tokens per sequence of --data and --text [default: the model's context, at most 2048; inspect: 1024]
+    /// Tokens per sequence of --data and --text [default: the model's context, but at most 2048, for inspect 1024]
     #[arg(long, value_name = "N")]
     pub(crate) context: Option<usize>,
 }
@@ -211,7 +211,7 @@ pub(crate) struct Inspect {
     /// Images for a model of images: safetensors with `pixel_values` (images, colours, height, width)
     #[arg(long, value_name = "FILE", group = "TextArgs")]
     pub(crate) pixels: Option<PathBuf>,
-    /// Tokens to run at most
+    /// Tokens of --data and --text to run at most; --ids and --pixels are run as they are given
     #[arg(long, default_value_t = 65536, value_name = "N")]
     pub(crate) tokens: u64,
     /// Write the activations of the first batch as safetensors, replacing the file
@@ -220,7 +220,7 @@ pub(crate) struct Inspect {
     /// Correlations of tokens and channels over all tokens together or per sequence
     #[arg(long, value_enum, default_value_t = Gram::Batch, value_name = "MODE")]
     pub(crate) gram: Gram,
-    /// How many of the largest activations to list
+    /// How many of the largest activations --json and --report list; a terminal shows five
     #[arg(long, default_value_t = 20, value_name = "N")]
     pub(crate) top_k: usize,
     /// Folder to write a page with figures, index.html, and its numbers, summary.json, into

@@ -210,7 +210,12 @@ fn a_run_is_exported_and_read_back() {
     assert!(sandbox.read("hf/config.json").contains("modeling_evenkeel.EvenkeelForCausalLM"));
     sandbox.ok(&["eval", "hf", "--text", "x.txt"]);
     let said = sandbox.refused(&["export", "run", "--out", "data", "--force"]);
-    assert!(said.contains("is not an exported folder"), "{said}");
+    assert!(said.contains("which no export writes"), "{said}");
+    for out in ["run", "run/checkpoints/step-000050", "hf"] {
+        let said =
+            sandbox.refused(&["export", if out == "hf" { "hf" } else { "run" }, "--out", out, "--force"]);
+        assert!(said.contains("holds the model that is exported"), "{said}");
+    }
     let said = sandbox.refused(&["export", "run", "--out", "new", "--to", "llama"]);
     assert!(said.contains("as llama"), "{said}");
     sandbox.ok(&["export", "run", "--out", "new", "--dry-run"]);

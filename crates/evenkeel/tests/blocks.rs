@@ -70,7 +70,10 @@ impl Tap for Inside {
         !site.place.has_channels()
     }
     fn visit(&mut self, site: Site, x: Tensor) -> candle_core::Result<Tensor> {
-        self.0.insert(site.to_string(), x.clone());
+        // One sequence comes after the other.
+        let before = self.0.remove(&site.to_string());
+        let all = before.map_or(Ok(x.clone()), |before| Tensor::cat(&[&before, &x], 0))?;
+        self.0.insert(site.to_string(), all);
         Ok(x)
     }
 }

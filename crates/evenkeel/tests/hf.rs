@@ -131,8 +131,8 @@ fn what_would_be_computed_otherwise_is_refused_by_name() {
         ("gpt2_1_tied", r#"{"model_type": "mamba"}"#, "type \"mamba\", and known are gpt2, opt"),
         (
             "gpt2_1_tied",
-            r#"{"architectures": ["GPT2ForCausalLMWithExtras", "x"], "model_type": "gpt2", "extra": 1}"#,
-            "extra",
+            r#"{"architectures": ["GPT2ForCausalLMWithExtras", "x"], "model_type": "gpt2"}"#,
+            "names the class \"GPT2ForCausalLMWithExtras\"",
         ),
         ("llama_1_tied", r#"{"architectures": ["OtherForCausalLM"]}"#, "OtherForCausalLM"),
         ("llama_1_tied", r#"{"rope_parameters": {"rope_type": "yarn", "factor": 2}}"#, "yarn"),

@@ -305,3 +305,34 @@ fn a_stream_of_batches_keeps_gram_metrics_to_the_residual_stream_and_looks_at_on
     assert!(summary.massive.is_empty() && summary.attention.is_empty() && summary.weights.is_empty());
     assert!(summary.gram.take().is_none());
 }
+
+/// However often the inputs make the model's parts be asked for, and whether these are held or read, the figures are the same.
+#[test]
+fn passes_over_the_parts_change_nothing() {
+    let mut config = preset("op").unwrap();
+    (config.depth, config.width, config.heads, config.vocab, config.context) = (2, 24, 3, 37, 12);
+    config.tie_head = true;
+    let model = Transformer::new(config, 5).unwrap();
+    let batch = |i: u32| {
+        let inputs: Vec<u32> = (0..24).map(|j| (i * 31 + j * j * 5 + 1) % 37).collect();
+        Ok(Batch { targets: inputs.clone(), inputs, sequences: 2, context: 12 })
+    };
+    let at_once = Options::stream();
+    let one_by_one = Options { held_elements: 1, ..at_once };
+    let mut told = Vec::new();
+    let report = |parts: &dyn evenkeel::model::Parts, options: &Options, told: &mut Vec<(u64, u64)>| {
+        let mut progress = |done, total| told.push((done, total));
+        let mut report = inspect::inspect(parts, (0..3).map(batch), options, &mut progress).unwrap();
+        report.peak_memory_bytes = None;
+        (serde_json::to_value(&report).unwrap(), report.strips)
+    };
+    let expected = report(&model, &at_once, &mut told);
+    assert_eq!(told.last(), Some(&(4, 4)), "embedding, two blocks, head");
+    let passes = report(&model, &one_by_one, &mut told);
+    assert!(expected == passes);
+    assert_eq!(told.last(), Some(&(12, 12)), "three times over");
+    let dir = tempfile::tempdir().unwrap();
+    evenkeel::checkpoint::write_model(dir.path(), &model, None).unwrap();
+    let on_disk = evenkeel::checkpoint::OnDisk::open(dir.path()).unwrap();
+    on_disk.with_parts(|parts| assert!(expected == report(parts, &one_by_one, &mut told))).unwrap();
+}

@@ -19,7 +19,7 @@ pub(crate) fn run(args: Export, settings: &Settings) -> Result<Exit, Failure> {
         Format::Evenkeel => Target::Evenkeel,
     };
     let (model, folder) = model::load(&args.model, settings)?;
-    check_place(&args.out, settings)?;
+    check_place(&args.out, &folder, settings)?;
     let tokenizer = Some(folder.join("tokenizer.json")).filter(|path| path.is_file());
     // Made beside its place, so that a folder of that name is always whole.
     let place = Place::new(&args.out, settings.dry_run)?;
@@ -32,6 +32,9 @@ pub(crate) fn run(args: Export, settings: &Settings) -> Result<Exit, Failure> {
         }));
         return Ok(Exit::Done);
     }
+    if settings.dry_run && args.out.exists() {
+        output::line(&format!("would replace what an export left at {}", args.out.display()));
+    }
     let verb = if settings.dry_run { "would write" } else { "wrote" };
     output::line(&format!(
         "{verb} {} parameters as {} to {}",
@@ -39,25 +42,41 @@ pub(crate) fn run(args: Export, settings: &Settings) -> Result<Exit, Failure> {
         written.name(),
         args.out.display()
     ));
-    output::line(match written {
-        Target::Evenkeel => "load it with AutoModelForCausalLM.from_pretrained(DIR, trust_remote_code=True)",
-        _ => "load it with AutoModelForCausalLM.from_pretrained(DIR)",
-    });
+    let trust = if written == Target::Evenkeel { ", trust_remote_code=True" } else { "" };
+    let out = args.out.display();
+    output::line(&format!("load it with AutoModelForCausalLM.from_pretrained(\"{out}\"{trust})"));
     Ok(Exit::Done)
 }
 
+/// What an export writes; a folder that holds anything else is nobody's to remove.
+const WRITTEN: [&str; 5] =
+    ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "modeling_evenkeel.py"];
+
 /// Refuses a place that something else holds; with --force, only an earlier export makes way.
-fn check_place(out: &Path, settings: &Settings) -> Result<(), Failure> {
-    let empty = || std::fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_none());
-    let free = !out.exists() || empty();
-    let earlier = out.join("config.json").is_file();
-    match (free, settings.force) {
+fn check_place(out: &Path, model: &Path, settings: &Settings) -> Result<(), Failure> {
+    if !out.exists() {
+        return Ok(());
+    }
+    if let (Ok(a), Ok(b)) = (out.canonicalize(), model.canonicalize())
+        && b.starts_with(&a)
+    {
+        return Err(Failure::input(
+            format!("--out {} holds the model that is exported", out.display()),
+            "name a new folder",
+        ));
+    }
+    let entries = std::fs::read_dir(out).map_err(io(out))?.flatten();
+    let names: Vec<String> = entries.map(|e| e.file_name().to_string_lossy().into_owned()).collect();
+    let foreign = names.iter().find(|name| !WRITTEN.contains(&name.as_str()));
+    match (names.is_empty(), settings.force) {
         (true, _) => Ok(()),
-        (false, true) if earlier => Ok(()),
-        (false, true) => Err(Failure::input(
-            format!("{} exists and is not an exported folder", out.display()),
-            "name a new folder: --force replaces only what an export wrote",
-        )),
+        (false, true) => match foreign {
+            None => Ok(()),
+            Some(name) => Err(Failure::input(
+                format!("{} holds {name}, which no export writes", out.display()),
+                "name a new folder: --force replaces only what an export wrote",
+            )),
+        },
         (false, false) => Err(Failure::input(
             format!("{} exists and is not empty", out.display()),
             "name a new folder, or add --force to replace an earlier export",

@@ -98,7 +98,7 @@ pub(crate) fn tokenizer(folder: &Path) -> Result<Tokenizer, Failure> {
     Tokenizer::load_folder(folder)?.ok_or_else(|| {
         Failure::input(
             format!("{} holds no tokenizer.json, so text cannot be turned into tokens", folder.display()),
-            "give token ids with --ids, or a data folder with --data",
+            "put the model's tokenizer.json into the folder; inspect and eval also take token ids with --ids",
         )
     })
 }

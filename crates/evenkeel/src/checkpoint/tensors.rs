@@ -80,7 +80,7 @@ pub fn read_images(path: &Path) -> Result<Input> {
     let pixels = read_tensors(path)?.remove("pixel_values").filter(|p| p.rank() == 4);
     let pixels = pixels.ok_or_else(|| CheckpointError::Damaged {
         path: path.to_path_buf(),
-        problem: "it holds no tensor `pixel_values` of (images, colours, height, width)".into(),
+        problem: "it should hold `pixel_values` of (images, colours, height, width)".into(),
     })?;
     Ok(Input::Images { pixels: pixels.to_dtype(DType::F32)?.contiguous()? })
 }

@@ -9,7 +9,7 @@ use crate::metrics::{
     MassiveActivation, Metrics, Selection, WeightReport, summarise,
 };
 use crate::model::{Head, Input, ModelError, Parts};
-use crate::tap::{Site, Tap};
+use crate::tap::{Place, Site, Tap};
 use crate::tape::{Tape, Value};
 use crate::train::peak_rss_bytes;
 use candle_core::{DType, Tensor};
@@ -208,7 +208,7 @@ pub fn inspect<I: Into<Input>>(
         }
         drop(embedding);
         let last = inputs.peek().is_none();
-        tap.settle(last);
+        tap.settle(last, |site| site.place == Place::Embed);
         step(0);
         let holds_first = tokens == streams.iter().map(rows).sum::<usize>();
         for layer in 0..config.depth {
@@ -218,7 +218,7 @@ pub fn inspect<I: Into<Input>>(
                 tap.is_first = holds_first && i == 0;
                 *x = block.forward(&Tape::off(), &mut tap, x)?;
             }
-            tap.settle(last);
+            tap.settle(last, |site| site.layer == Some(layer));
             step(0);
         }
         let head = model.head()?;

@@ -53,9 +53,10 @@ impl InspectTap {
         }
     }
 
-    /// Gives back the memory of the sites that have been passed; of all of them if these inputs are the `last`.
-    pub(super) fn settle(&mut self, last: bool) {
-        self.metrics.stats.values_mut().for_each(|stats| stats.settle(last));
+    /// Gives back the memory of the sites `passed`, as far as they want no more, or if no more inputs come after the `last`.
+    pub(super) fn settle(&mut self, last: bool, passed: impl Fn(Site) -> bool) {
+        let passed = self.metrics.stats.iter_mut().filter(|(site, _)| passed(**site));
+        passed.for_each(|(_, stats)| stats.settle(last));
     }
 
     /// Whether W8A8 rounds the activations at `site`, and they have channels. A norm after the branch leaves the branch's
