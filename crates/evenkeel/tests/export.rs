@@ -89,6 +89,7 @@ fn what_folds_into_a_stock_class_is_folded() {
         ("pre_ln", Target::Gpt2, |c| (c.embed_scale, c.tie_head) = (2.5, true)),
         ("pre_ln", Target::Gpt2, |c| c.embed_proj = true),
         ("pre_ln", Target::Opt, |c| c.embed_dim = 5),
+        ("pre_ln", Target::Opt, |c| (c.embed_dim, c.embed_scale, c.tie_head) = (5, 2.5, true)),
         ("osp", Target::Llama, |c| c.tie_head = true),
         ("osp", Target::Llama, |c| (c.kv_heads, c.embed_proj) = (1, false)),
         ("osp", Target::Llama, |c| (c.head_dim, c.embed_proj) = (6, false)),

@@ -13,7 +13,8 @@ const TYPES: &str = "embeddings.token_type_embeddings.weight";
 
 pub(super) fn bert(keys: &mut Keys, task: Task) -> Result<Setup, HfError> {
     let config = encoder(keys, task, "bert", 0)?;
-    Ok(Setup { map: map(&config, PlusFirstRow(TYPES), &BERT), config })
+    let map = map(&config, PlusFirstRow(TYPES), &BERT);
+    Ok(Setup::new(config, map))
 }
 
 pub(super) fn roberta(keys: &mut Keys, task: Task) -> Result<Setup, HfError> {
@@ -28,7 +29,8 @@ pub(super) fn roberta(keys: &mut Keys, task: Task) -> Result<Setup, HfError> {
         let problem = format!("is \"{}\", and the head's own is gelu: one model has one", config.activation);
         return Err(keys.refused("hidden_act", problem));
     }
-    Ok(Setup { map: map(&config, SkipRowsPlusFirstRow(padding + 1, TYPES), &ROBERTA), config })
+    let map = map(&config, SkipRowsPlusFirstRow(padding + 1, TYPES), &ROBERTA);
+    Ok(Setup::new(config, map))
 }
 
 fn encoder(keys: &mut Keys, task: Task, name: &str, skipped: usize) -> Result<ModelConfig, HfError> {
@@ -106,8 +108,6 @@ fn map(c: &ModelConfig, positions: Layout, names: &'static Names) -> Map {
     ];
     if c.readout == Readout::None {
         ignored.extend(["cls.*", "lm_head.*"]);
-    } else if c.tie_head {
-        ignored.extend(["cls.predictions.decoder.weight", "lm_head.decoder.weight"]);
     }
     Map {
         entries: vec![
@@ -163,7 +163,7 @@ fn map(c: &ModelConfig, positions: Layout, names: &'static Names) -> Map {
         prefixes: names.prefixes,
         bare: &["cls.", "lm_head."],
         ignored,
-        twins: &["cls.predictions.decoder.weight", "lm_head.decoder.weight"],
+        twins: names.decoder,
     }
 }
 

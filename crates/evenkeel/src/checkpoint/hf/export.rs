@@ -247,7 +247,11 @@ impl Plain {
         if let Some(table) = self.data("embed.token.weight") {
             table.iter_mut().for_each(|v| *v *= scale);
         }
-        if let Some(proj) = self.take("embed.proj.weight").filter(|_| square) {
+        if !square {
+            // Matrices between tables and a stream of another width stay.
+            return;
+        }
+        if let Some(proj) = self.take("embed.proj.weight") {
             // x Pᵀ for each row x of both tables: positions are added before the matrix.
             for table in ["embed.token.weight", "embed.position.weight"] {
                 if let Some(table) = self.data(table) {
@@ -255,7 +259,7 @@ impl Plain {
                 }
             }
         }
-        if let Some(proj) = self.take("head.proj.weight").filter(|_| square) {
+        if let Some(proj) = self.take("head.proj.weight") {
             // (x Pᵀ) wᵀ = x (w P)ᵀ.
             if let Some(head) = self.data("head.weight") {
                 head.chunks_mut(width).for_each(|row| times(row, |o, i| proj[i * width + o]));
@@ -319,7 +323,7 @@ impl Plain {
         let (mut config, map) = (stock.export)(&self.config).map_err(refuse)?;
         let mut stored: BTreeMap<String, Stored> = BTreeMap::new();
         for (name, (shape, data)) in &self.tensors {
-            map.write(name, shape, data, &self.config, &mut stored).map_err(refuse)?;
+            map.write(name, shape, data, &mut stored).map_err(refuse)?;
         }
         let tensors: candle_core::Result<BTreeMap<_, _>> = stored
             .into_iter()

@@ -4,7 +4,6 @@ use super::keys::Keys;
 use super::layout::{Layout, Map, entry};
 use super::{Heads, HfError, Setup, Task};
 use crate::model::ModelConfig;
-use crate::model::config::Readout;
 use serde_json::{Value, json};
 
 use Layout::{FusedColumns, Same, Transposed};
@@ -28,11 +27,11 @@ pub(super) fn setup(keys: &mut Keys, task: Task) -> Result<Setup, HfError> {
         readout: task.readout(),
         ..super::plain("gpt2")
     };
-    Ok(Setup { map: map(config.tie_head || config.readout == Readout::None), config })
+    Ok(Setup::new(config, map()))
 }
 
-fn map(headless: bool) -> Map {
-    let mut ignored = vec![
+fn map() -> Map {
+    let ignored = vec![
         ".attn.bias",
         ".attn.masked_bias",
         "score.*",
@@ -40,9 +39,6 @@ fn map(headless: bool) -> Map {
         "qa_outputs.*",
         "multiple_choice_head.*",
     ];
-    if headless {
-        ignored.push("lm_head.weight");
-    }
     Map {
         entries: vec![
             entry("embed.token.weight", &["wte.weight"], Same),
@@ -77,7 +73,7 @@ fn map(headless: bool) -> Map {
 /// What a model has to be for the class to compute it, apart from missing biases and gains that can be folded.
 pub(super) fn expresses(c: &ModelConfig) -> Result<(), String> {
     super::export::activation_name(c.activation)?;
-    super::export::expect(c, &super::ModelConfig { rope_base: c.rope_base, ..super::plain("gpt2") })
+    super::export::expect(c, &super::plain("gpt2"))
 }
 
 /// config.json of a model that it expresses, with the map to store it by.
@@ -100,7 +96,7 @@ pub(super) fn export(c: &ModelConfig) -> Result<(Value, Map), String> {
         "embd_pdrop": c.dropout_embed,
         "resid_pdrop": c.dropout_residual,
     });
-    Ok((value, map(c.tie_head)))
+    Ok((value, map()))
 }
 
 pub(super) const HEADS: Heads = Heads {

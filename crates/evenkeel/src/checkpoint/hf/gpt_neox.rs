@@ -5,7 +5,7 @@ use super::keys::{Keys, RopeNames};
 use super::layout::{Layout, Map, entry};
 use super::{Heads, HfError, Setup, Task};
 use crate::model::ModelConfig;
-use crate::model::config::{Branches, Positions, Projection, Readout};
+use crate::model::config::{Branches, Positions, Projection};
 
 use Layout::{FusedHeads, Same};
 
@@ -44,7 +44,7 @@ pub(super) fn setup(keys: &mut Keys, task: Task) -> Result<Setup, HfError> {
         readout: task.readout(),
         ..super::plain("gpt_neox")
     };
-    let mut ignored = vec![
+    let ignored = vec![
         ".attention.bias",
         ".attention.masked_bias",
         ".rotary_emb.inv_freq",
@@ -52,9 +52,6 @@ pub(super) fn setup(keys: &mut Keys, task: Task) -> Result<Setup, HfError> {
         "classifier.*",
         "qa_outputs.*",
     ];
-    if config.tie_head || config.readout == Readout::None {
-        ignored.push("embed_out.weight");
-    }
     let map = Map {
         entries: vec![
             entry("embed.token.weight", &["embed_in.weight"], Same),
@@ -83,7 +80,7 @@ pub(super) fn setup(keys: &mut Keys, task: Task) -> Result<Setup, HfError> {
         ignored,
         twins: &["embed_out.weight"],
     };
-    Ok(Setup { map, config })
+    Ok(Setup::new(config, map))
 }
 
 pub(super) const HEADS: Heads =

@@ -103,23 +103,17 @@ impl Layout {
         }
     }
 
-    /// Puts a parameter where it is stored. The tensor is made with zeros when its first part comes.
-    pub(in crate::checkpoint) fn write(
-        self,
-        ours: &[f32],
-        shape: &[usize],
-        config: &ModelConfig,
-        stored: &mut Stored,
-    ) {
-        let count = ours.len();
+    /// Puts a parameter where it is stored, and says whether it can: only the layouts of the classes that are exported are
+    /// written. The tensor is made with zeros when its first part comes.
+    fn write(self, ours: &[f32], shape: &[usize], stored: &mut Stored) -> bool {
         match self {
-            Same | Reshaped => *stored = Stored { shape: shape.to_vec(), data: ours.to_vec() },
+            Same => *stored = Stored { shape: shape.to_vec(), data: ours.to_vec() },
             Transposed => {
                 let data = transposed(ours, shape[0], shape[1], 0, shape[1]);
                 *stored = Stored { shape: vec![shape[1], shape[0]], data };
             }
             FusedColumns(i) => {
-                let (rows, out) = if shape.len() == 1 { (1, count) } else { (shape[1], shape[0]) };
+                let (rows, out) = if shape.len() == 1 { (1, ours.len()) } else { (shape[1], shape[0]) };
                 let fused = if shape.len() == 1 { vec![3 * out] } else { vec![rows, 3 * out] };
                 stored.make(fused);
                 for r in 0..rows {
@@ -128,31 +122,16 @@ impl Layout {
                     }
                 }
             }
-            FusedHeads(_) => {
-                let mut fused = shape.to_vec();
-                fused[0] *= 3;
-                stored.make(fused);
-                let mut at = 0;
-                for rows in self.head_rows(shape, config) {
-                    let n = rows.len();
-                    stored.data[rows].copy_from_slice(&ours[at..at + n]);
-                    at += n;
-                }
-            }
             SkipRows(rows) => {
                 let mut longer = shape.to_vec();
                 longer[0] += rows;
                 stored.make(longer);
-                let skipped = stored.data.len() - count;
+                let skipped = stored.data.len() - ours.len();
                 stored.data[skipped..].copy_from_slice(ours);
             }
-            PlusOne => {
-                let data = ours.iter().map(|v| v - 1.0).collect();
-                *stored = Stored { shape: shape.to_vec(), data };
-            }
-            // What was added is part of the parameter now; the row it came from is not written, so it counts as 0.
-            PlusFirstRow(_) | SkipRowsPlusFirstRow(..) | Constant(_) => {}
+            _ => return false,
         }
+        true
     }
 
     /// Where each head's rows of this part are among the numbers of a tensor of fused heads.
@@ -303,12 +282,13 @@ impl Map {
         parameter: &str,
         shape: &[usize],
         data: &[f32],
-        config: &ModelConfig,
         out: &mut BTreeMap<String, Stored>,
     ) -> Result<(), String> {
         let (entry, layer) = self.entry(parameter).ok_or_else(|| parameter.to_string())?;
         let name = self.names(entry.theirs, layer).into_iter().next().ok_or_else(|| parameter.to_string())?;
-        entry.layout.write(data, shape, config, out.entry(name).or_default());
-        Ok(())
+        match entry.layout.write(data, shape, out.entry(name).or_default()) {
+            true => Ok(()),
+            false => Err(format!("{parameter} has a layout that is only read")),
+        }
     }
 }

@@ -5,7 +5,7 @@ use super::keys::{Keys, RopeNames};
 use super::layout::{Layout, Map, entry};
 use super::{Heads, HfError, Setup, Task};
 use crate::model::ModelConfig;
-use crate::model::config::{Norm, Positions, Projection, QkNorm, Readout};
+use crate::model::config::{Norm, Positions, Projection, QkNorm};
 use serde_json::{Value, json};
 
 use Layout::{PlusOne, Same};
@@ -126,8 +126,7 @@ pub(super) fn setup(keys: &mut Keys, task: Task) -> Result<Setup, HfError> {
         readout: task.readout(),
         ..super::plain(family.name)
     };
-    let headless = config.tie_head || config.readout == Readout::None;
-    Ok(Setup { map: map(headless, if family.scaled { PlusOne } else { Same }), config })
+    Ok(Setup::new(config, map(if family.scaled { PlusOne } else { Same })))
 }
 
 /// Window of Mistral, Qwen2 and Qwen3 where no key says otherwise.
@@ -167,11 +166,7 @@ fn windows(keys: &mut Keys, kind: Window, depth: usize) -> Result<(usize, Vec<us
     }
 }
 
-fn map(headless: bool, gain: Layout) -> Map {
-    let mut ignored = vec![".rotary_emb.inv_freq", "score.*", "classifier.*", "qa_outputs.*"];
-    if headless {
-        ignored.push("lm_head.weight");
-    }
+fn map(gain: Layout) -> Map {
     Map {
         entries: vec![
             entry("embed.token.weight", &["embed_tokens.weight"], Same),
@@ -198,7 +193,7 @@ fn map(headless: bool, gain: Layout) -> Map {
         ],
         prefixes: &["model.", ""],
         bare: &["lm_head."],
-        ignored,
+        ignored: vec![".rotary_emb.inv_freq", "score.*", "classifier.*", "qa_outputs.*"],
         twins: &["lm_head.weight"],
     }
 }
@@ -267,7 +262,7 @@ pub(super) fn export(c: &ModelConfig) -> Result<(Value, Map), String> {
         "tie_word_embeddings": c.tie_head,
         "attention_dropout": c.dropout_attention,
     });
-    Ok((value, map(c.tie_head, Same)))
+    Ok((value, map(Same)))
 }
 
 pub(super) const HEADS: Heads = Heads {

@@ -125,6 +125,16 @@ pub(super) struct Setup {
     pub(super) map: Map,
 }
 
+impl Setup {
+    /// Where there is no head of its own, because it is tied or because none is read, a stored one may be left over.
+    fn new(config: ModelConfig, mut map: Map) -> Self {
+        if config.tie_head || config.readout == Readout::None {
+            map.ignored.extend(map.twins);
+        }
+        Self { config, map }
+    }
+}
+
 /// What the head is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Task {

@@ -35,16 +35,15 @@ pub(super) fn setup(keys: &mut Keys, task: Task) -> Result<Setup, HfError> {
         readout: task.readout(),
         ..base
     };
-    // The matrix behind the stream belongs to the decoder, so that a bare one has it too; it is not looked at there.
-    let headless = config.tie_head || config.readout == Readout::None;
-    Ok(Setup { map: map(headless, affine), config })
+    let mut map = map(affine);
+    if config.readout == Readout::None {
+        // The matrix behind the stream belongs to the decoder, so that a bare one has it too; it is not looked at there.
+        map.ignored.push("project_out.weight");
+    }
+    Ok(Setup::new(config, map))
 }
 
-fn map(headless: bool, affine: bool) -> Map {
-    let mut ignored = vec!["score.*", "classifier.*", "qa_outputs.*"];
-    if headless {
-        ignored.extend(["lm_head.weight", "project_out.weight"]);
-    }
+fn map(affine: bool) -> Map {
     let gain = if affine { Same } else { Constant(1.0) };
     let bias = if affine { Same } else { Constant(0.0) };
     Map {
@@ -75,7 +74,7 @@ fn map(headless: bool, affine: bool) -> Map {
         ],
         prefixes: &["model.decoder.", "decoder.", ""],
         bare: &["lm_head."],
-        ignored,
+        ignored: vec!["score.*", "classifier.*", "qa_outputs.*"],
         twins: &["lm_head.weight"],
     }
 }
@@ -122,7 +121,7 @@ pub(super) fn export(c: &ModelConfig) -> Result<(Value, Map), String> {
         "dropout": c.dropout_residual,
         "attention_dropout": c.dropout_attention,
     });
-    Ok((value, map(c.tie_head, true)))
+    Ok((value, map(true)))
 }
 
 pub(super) const HEADS: Heads =

@@ -79,7 +79,7 @@ pub(super) fn setup(keys: &mut Keys, task: Task) -> Result<Setup, HfError> {
         ignored,
         twins: &[],
     };
-    Ok(Setup { map, config })
+    Ok(Setup::new(config, map))
 }
 
 pub(super) const HEADS: Heads =
