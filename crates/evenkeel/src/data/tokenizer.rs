@@ -380,6 +380,22 @@ fn is_divisible(value: &Value) -> bool {
         && all_special
 }
 
+/// The model of a byte-level BPE in the terms of the library.
+fn bpe_json(vocab: Value, merges: Value) -> Value {
+    json!({
+        "type": "BPE",
+        "dropout": null,
+        "unk_token": null,
+        "continuing_subword_prefix": null,
+        "end_of_word_suffix": null,
+        "fuse_unk": false,
+        "byte_fallback": false,
+        "ignore_merges": false,
+        "vocab": vocab,
+        "merges": merges,
+    })
+}
+
 /// The bytes kind in the terms of the library: one symbol for each byte, no merges.
 fn bytes_json() -> Value {
     let vocab: serde_json::Map<String, Value> =
@@ -407,18 +423,7 @@ fn bytes_json() -> Value {
         "pre_tokenizer": byte_level,
         "post_processor": null,
         "decoder": byte_level,
-        "model": {
-            "type": "BPE",
-            "dropout": null,
-            "unk_token": null,
-            "continuing_subword_prefix": null,
-            "end_of_word_suffix": null,
-            "fuse_unk": false,
-            "byte_fallback": false,
-            "ignore_merges": false,
-            "vocab": vocab,
-            "merges": [],
-        },
+        "model": bpe_json(json!(vocab), json!([])),
     })
 }
 

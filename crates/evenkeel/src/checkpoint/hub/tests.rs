@@ -1,3 +1,5 @@
+//! Names, look-ups in a made-up cache, and what is refused.
+
 use super::*;
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+use super::bpe_json;
 use super::settings::{Settings, part, text};
 use crate::data::error::DataError;
 
@@ -110,18 +111,7 @@ pub(super) fn byte_level(dir: &Path, settings: &Settings) -> Result<Value, DataE
         };
         template(ask("bos_token", "add_bos_token", opt)?, ask("eos_token", "add_eos_token", false)?)
     };
-    let model = json!({
-        "type": "BPE",
-        "dropout": null,
-        "unk_token": null,
-        "continuing_subword_prefix": null,
-        "end_of_word_suffix": null,
-        "fuse_unk": false,
-        "byte_fallback": false,
-        "ignore_merges": false,
-        "vocab": vocab,
-        "merges": merges,
-    });
+    let model = bpe_json(json!(vocab), json!(merges));
     Ok(tokenizer_json(model, Value::Null, byte_level.clone(), frame, byte_level, added))
 }
 

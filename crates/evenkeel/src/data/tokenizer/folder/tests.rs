@@ -1,3 +1,5 @@
+//! Folders of tokenizers that are malformed, or not of a known class.
+
 use super::*;
 use crate::error::Hint;
 use std::fs;
