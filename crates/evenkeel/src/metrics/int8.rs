@@ -99,11 +99,12 @@ pub struct Int8Verdict {
     /// token; of weights over columns and rows. Those that are all zero are left out.
     #[serde(default)]
     pub int8_error_median: Option<f64>,
-    /// The same in decibels.
+    /// Signal-to-quantisation-noise ratio: -20 log10 of `int8_error`, in decibels; null where nothing is lost.
     pub sqnr_db: Option<f64>,
     /// Relative error with a step per token; null for weights, but for tables of embeddings, whose rows are tokens.
     pub int8_error_token: Option<f64>,
-    /// Relative error with a step per channel: of activations each channel, of weights each output channel.
+    /// Relative error with a step per channel: of activations and tables of embeddings each channel, of other weights each
+    /// output channel.
     pub int8_error_channel: Option<f64>,
     /// The entry that sets the step.
     pub culprit: Option<Culprit>,

@@ -20,7 +20,7 @@ pub enum RopeScaling {
         /// The factor.
         factor: f64,
     },
-    /// Sequences of T > `original` tokens have the base times (factor T / original - factor + 1)^(r / (r - 2)), r the
+    /// "Dynamic NTK", as transformers computes it: sequences of T > `original` tokens have the base times (factor T / original - factor + 1)^(r / (r - 2)), r the
     /// number of rotated channels; shorter ones are not changed.
     Dynamic {
         /// The factor.
@@ -28,7 +28,7 @@ pub enum RopeScaling {
         /// Length that the model was trained on.
         original: f64,
     },
-    /// Llama 3.1: waves longer than original / low are stretched by the factor, those shorter than original / high not
+    /// Llama 3.1, as transformers computes it: waves longer than original / low are stretched by the factor, those shorter than original / high not
     /// at all, and those between by a share linear in their number per `original` tokens.
     Llama3 {
         /// The factor.
