@@ -3,6 +3,7 @@
 pub(crate) mod bench;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use evenkeel::quant::{HeadFormat, scheme};
 use std::path::PathBuf;
 
 /// Train transformers without outlier features, find them in checkpoints, and cash the gain in as int8.
@@ -255,9 +256,18 @@ pub(crate) struct Report {
 pub(crate) struct Quantize {
     /// Run directory, checkpoint, Hugging Face folder or name on the Hub
     pub(crate) model: PathBuf,
-    /// Recipe
+    /// A scheme by name (`evenkeel config list`), or a TOML file that describes one
     #[arg(long, default_value = "w8a8", value_name = "NAME")]
     pub(crate) scheme: String,
+    /// How the head's matrix is stored [default: the scheme's]
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    pub(crate) head: Option<Head>,
+    /// Whether the residual stream is quantised [default: the scheme's]
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    pub(crate) residual: Option<Residual>,
+    /// Another quantiser for sites and weights whose names match: `float`, or words of docs/quantisation.md; repeatable
+    #[arg(long, value_name = "GLOB=WORDS")]
+    pub(crate) site: Vec<String>,
     #[command(flatten)]
     pub(crate) text: TextArgs,
     #[command(flatten)]
@@ -265,6 +275,45 @@ pub(crate) struct Quantize {
     /// Calibration batches of 8 sequences
     #[arg(long, default_value_t = 4, value_name = "N")]
     pub(crate) calib_batches: usize,
+}
+
+/// How the head's matrix is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Head {
+    /// float32
+    Float,
+    /// bfloat16
+    Bf16,
+    /// As the other weights; its input is quantised too
+    Int8,
+}
+
+impl From<Head> for HeadFormat {
+    fn from(head: Head) -> Self {
+        match head {
+            Head::Float => HeadFormat::Float,
+            Head::Bf16 => HeadFormat::Bf16,
+            Head::Int8 => HeadFormat::Int8,
+        }
+    }
+}
+
+/// What the residual stream is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Residual {
+    /// float32
+    Float,
+    /// Quantised after the embedding and after each sum
+    Int8,
+}
+
+impl From<Residual> for scheme::Residual {
+    fn from(residual: Residual) -> Self {
+        match residual {
+            Residual::Float => scheme::Residual::Float,
+            Residual::Int8 => scheme::Residual::Int8,
+        }
+    }
 }
 
 #[derive(Debug, ClapArgs)]
@@ -323,11 +372,11 @@ pub(crate) struct Config {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ConfigCommand {
-    /// The presets, a line each
+    /// The presets of models and the schemes of quantisation, a line each
     List,
-    /// Every key of a preset with its default, as TOML
+    /// Every key of a preset with its default, or of a quantisation scheme, as TOML
     Show {
-        /// Name of the preset
+        /// Name of the preset or scheme
         preset: String,
     },
     /// Try a configuration without running it

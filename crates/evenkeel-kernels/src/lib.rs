@@ -23,6 +23,7 @@ pub mod gemm;
 pub mod isa;
 pub mod math;
 pub mod memory;
+pub mod minifloat;
 pub mod norm;
 pub mod optimizer;
 pub mod peak;

@@ -25,6 +25,11 @@ pub fn fake_quantise(x: &mut [f32], grid: Grid) {
     x.par_chunks_mut(PIECE).for_each(|x| fake_piece(x, grid));
 }
 
+/// As [`fake_quantise`], on the calling thread.
+pub fn fake_quantise_serial(x: &mut [f32], grid: Grid) {
+    fake_piece(x, grid);
+}
+
 multiversion! {
     fn fake_piece(x: &mut [f32], grid: Grid) {
         for v in x {

@@ -56,6 +56,28 @@ pub enum Place {
 }
 
 impl Place {
+    /// Those inside a block.
+    pub const IN_BLOCKS: [Place; 18] = [
+        Place::AttnIn,
+        Place::AttnQ,
+        Place::AttnK,
+        Place::AttnV,
+        Place::AttnQNorm,
+        Place::AttnKNorm,
+        Place::AttnScores,
+        Place::AttnProbs,
+        Place::AttnContext,
+        Place::AttnGate,
+        Place::AttnOut,
+        Place::AttnBranch,
+        Place::ResidMid,
+        Place::MlpIn,
+        Place::MlpHidden,
+        Place::MlpOut,
+        Place::MlpBranch,
+        Place::Resid,
+    ];
+
     /// The part of the site's name after `blocks.{i}.`, or the whole name outside blocks.
     pub fn name(self) -> &'static str {
         match self {

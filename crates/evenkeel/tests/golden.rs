@@ -9,8 +9,11 @@ use evenkeel::inspect::activations;
 use evenkeel::model::config::{Beta, Norm};
 use evenkeel::model::{ModelConfig, Transformer, preset};
 use evenkeel::optim::{self, AdamW, Optimizer, Slot, State};
-use evenkeel::quant::ranges::{RunningRange, mse_symmetric};
-use evenkeel::quant::{QuantTap, Quantiser, quantise_weights};
+use evenkeel::quant::grid::Cell;
+use evenkeel::quant::range::Observer;
+use evenkeel::quant::rounding::Rounding;
+use evenkeel::quant::spec::{Format, Range};
+use evenkeel::quant::{QuantTap, Quantiser, Scheme, Spec, quantise_weights};
 use evenkeel::tap::NoTap;
 use evenkeel::tape::{Gradients, Tape};
 use std::collections::BTreeMap;
@@ -152,7 +155,8 @@ fn weight_quantisers_pick_the_same_integers() {
     assert!(cases.len() >= 8);
     for case in cases {
         let x: Vec<f32> = floats(&all[&format!("w.{case}.x")]).iter().map(|&v| v as f32).collect();
-        let q = mse_symmetric(&case, &x).unwrap();
+        let spec = Spec::WEIGHT.with("mse_fixed").unwrap();
+        let q = only(&Rounding::of_weight(&case, spec, &x, x.len()).unwrap());
         let scale = floats(&all[&format!("w.{case}.scale")])[0];
         assert!(
             (q.grid().scale as f64 - scale).abs() <= 1e-7 * scale,
@@ -170,19 +174,19 @@ fn activation_quantisers_pick_the_same_integers() {
         part(&all, "a.").keys().filter_map(|k| Some(k.strip_suffix(".batch.0")?.to_string())).collect();
     assert!(cases.len() >= 8);
     for case in cases {
-        let mut range = RunningRange::default();
+        let mut range = Observer::new(Range::RunningPercentile(99.999));
         let (lo, hi) = (floats(&all[&format!("a.{case}.lo")]), floats(&all[&format!("a.{case}.hi")]));
         let mut last = Vec::new();
         for batch in 0..4 {
             last = floats(&all[&format!("a.{case}.batch.{batch}")]).iter().map(|&v| v as f32).collect();
             range.update(&case, &last).unwrap();
-            let (a, b) = range.range().unwrap();
+            let (a, b) = range.range(INT8).unwrap();
             for (got, want) in [(a, lo[batch]), (b, hi[batch])] {
                 assert!((got - want).abs() <= 1e-12 * want.abs(), "{case}: range {got} not {want}");
             }
         }
-        let (a, b) = range.range().unwrap();
-        let q = Quantiser::asymmetric(a, b);
+        let (a, b) = range.range(INT8).unwrap();
+        let q = Quantiser::asymmetric(8, a, b);
         let scale = floats(&all[&format!("a.{case}.scale")])[0];
         assert!(
             (q.grid().scale as f64 - scale).abs() <= 1e-7 * scale,
@@ -191,6 +195,16 @@ fn activation_quantisers_pick_the_same_integers() {
         );
         assert_eq!(q.zero_point as f64, floats(&all[&format!("a.{case}.zero")])[0], "{case}");
         check_integers(&case, &last, q, &all, "a");
+    }
+}
+
+const INT8: Format = Format::Int { bits: 8, symmetric: false };
+
+/// The integer grid that all values share.
+fn only(rounding: &Rounding) -> Quantiser {
+    match rounding.cells[..] {
+        [Cell::Int(q)] => q,
+        _ => panic!("{rounding:?} is not one integer grid"),
     }
 }
 
@@ -209,14 +223,17 @@ fn check_integers(case: &str, x: &[f32], q: Quantiser, all: &Tensors, kind: &str
 fn whole_w8a8(config: ModelConfig, file: &str) {
     let all = golden(file);
     let model = Transformer::from_tensors(config, &mut part(&all, "param.")).unwrap();
-    let (rounded, weights) = quantise_weights(&model).unwrap();
+    let names = model.parameters().iter().map(|p| p.name.as_str());
+    let plan = Scheme::preset("w8a8").unwrap().plan(model.config(), names).unwrap();
+    let rounded = quantise_weights(&model, &plan).unwrap();
+    let (rounded, weights) = (rounded.model, rounded.weights);
     let want = part(&all, "wscale.");
     assert_eq!(weights.keys().collect::<Vec<_>>(), want.keys().collect::<Vec<_>>());
-    for (name, q) in &weights {
-        let scale = floats(&want[name])[0];
+    for (name, w) in &weights {
+        let (q, scale) = (only(&w.rounding), floats(&want[name])[0]);
         assert!((q.grid().scale as f64 - scale).abs() <= 1e-7 * scale, "{name}: {} not {scale}", q.scale);
     }
-    let mut tap = QuantTap::new(rounded.config());
+    let mut tap = QuantTap::new(&plan);
     let calibration = part(&all, "calib.");
     assert_eq!(calibration.len(), 4);
     for batch in calibration.values() {
@@ -224,11 +241,12 @@ fn whole_w8a8(config: ModelConfig, file: &str) {
         let ids: Vec<u32> = rows.iter().flatten().map(|&v| v as u32).collect();
         rounded.logits(&Tape::off(), &mut tap, &ids, rows.len()).unwrap();
     }
-    tap.fix();
+    tap.fix().unwrap();
     let ranges = part(&all, "range.");
     let sites: Vec<_> = tap.quantisers().collect();
     assert_eq!(sites.len(), ranges.len());
-    for (site, (lo, hi), q) in sites {
+    for calibrated in sites {
+        let (site, (lo, hi), q) = (calibrated.site, calibrated.ranges[0], only(calibrated.rounding.unwrap()));
         let want = floats(&ranges[&site.to_string()]);
         // A tenth of a step: a range may move by the rounding of what came before, not by a quantum.
         for (got, want) in [lo, hi].iter().zip(&want) {

@@ -6,17 +6,32 @@ use crate::output;
 use crate::settings::Settings;
 use evenkeel::config::{Override, RunConfig};
 use evenkeel::model::presets;
+use evenkeel::quant::{PRESETS, Scheme};
 use serde_json::json;
 
 pub(crate) fn run(args: Config, settings: &Settings) -> Result<Exit, Failure> {
     match args.command {
         ConfigCommand::List if settings.json => {
             let presets: Vec<_> = presets().map(|(n, d)| json!({"name": n, "description": d})).collect();
-            output::json(&json!({"schema": 1, "presets": presets}));
+            let schemes: Vec<_> =
+                PRESETS.iter().map(|(n, d, _)| json!({"name": n, "description": d})).collect();
+            output::json(&json!({"schema": 1, "presets": presets, "schemes": schemes}));
         }
         ConfigCommand::List => {
             for (name, description) in presets() {
                 output::line(&format!("{name:15} {description}"));
+            }
+            output::line("\nQuantisation schemes:");
+            for (name, description, _) in PRESETS {
+                output::line(&format!("{name:15} {description}"));
+            }
+        }
+        ConfigCommand::Show { preset } if PRESETS.iter().any(|p| p.0 == preset) => {
+            let scheme = Scheme::preset(&preset)?;
+            if settings.json {
+                output::json(&json!({"schema": 1, "scheme": scheme}));
+            } else {
+                output::result(&scheme.to_toml());
             }
         }
         ConfigCommand::Show { preset } => {

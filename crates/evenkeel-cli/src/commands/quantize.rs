@@ -9,8 +9,9 @@ use crate::progress;
 use crate::settings::Settings;
 use evenkeel::data::{Dataset, SamplerSettings, TrainSampler};
 use evenkeel::model::Transformer;
-use evenkeel::quant::{self, QuantReport, Scheme};
+use evenkeel::quant::{QuantReport, Scheme, Simulation};
 use serde_json::json;
+use std::path::Path;
 use std::sync::Arc;
 
 /// More batches than any calibration needs; all are held in memory.
@@ -19,12 +20,14 @@ const MAX_CALIBRATION_BATCHES: usize = 10_000;
 const CALIBRATION_SEQUENCES: usize = 8;
 
 pub(crate) fn run(args: Quantize, settings: &Settings) -> Result<Exit, Failure> {
-    let scheme = Scheme::parse(&args.scheme)?;
+    let scheme = scheme(&args)?;
     let (model, folder) = model::load(&args.model, settings)?;
     let context = args.cut.context(model.config(), MOST_CONTEXT)?;
     let dataset = Source::open(&args.text, &folder, model.config())?.stream("quantize")?;
     if settings.dry_run {
-        let (parameters, scheme) = (model.parameter_count(), scheme.name());
+        let names = model.parameters().iter().map(|p| p.name.as_str());
+        scheme.plan(model.config(), names)?;
+        let (parameters, scheme) = (model.parameter_count(), &scheme.name);
         if settings.json {
             output::json(&json!({"schema": 1, "dry_run": true, "scheme": scheme, "parameters": parameters}));
         } else {
@@ -32,7 +35,7 @@ pub(crate) fn run(args: Quantize, settings: &Settings) -> Result<Exit, Failure> 
         }
         return Ok(Exit::Done);
     }
-    let report = quantise(&model, scheme, &dataset, context, args.calib_batches, settings)?;
+    let report = quantise(&model, &scheme, &dataset, context, args.calib_batches, settings)?;
     if settings.json {
         output::json(&report);
     } else {
@@ -41,10 +44,41 @@ pub(crate) fn run(args: Quantize, settings: &Settings) -> Result<Exit, Failure> 
     Ok(Exit::Done)
 }
 
+/// The scheme that the options describe.
+fn scheme(args: &Quantize) -> Result<Scheme, Failure> {
+    let path = Path::new(&args.scheme);
+    let mut scheme = match path.extension().is_some_and(|e| e == "toml") {
+        true => {
+            let text = std::fs::read_to_string(path).map_err(|e| {
+                Failure::input(format!("cannot read {}: {e}", path.display()), "check the path of --scheme")
+            })?;
+            let stem = path.file_stem().map(|s| s.to_string_lossy().into_owned());
+            Scheme::from_toml(&stem.unwrap_or_default(), &text)?
+        }
+        false => Scheme::preset(&args.scheme)?,
+    };
+    if let Some(head) = args.head {
+        scheme.head = head.into();
+    }
+    if let Some(residual) = args.residual {
+        scheme.residual = residual.into();
+    }
+    for text in &args.site {
+        let Some((pattern, words)) = text.split_once('=') else {
+            return Err(Failure::input(
+                format!("--site takes GLOB=WORDS, not \"{text}\""),
+                "such as --site 'blocks.0.*=float' or --site 'blocks.*.mlp.down.weight=channel mse'",
+            ));
+        };
+        scheme.set(pattern, words)?;
+    }
+    Ok(scheme)
+}
+
 /// Calibrates on training text, evaluates on the validation text.
 pub(crate) fn quantise(
     model: &Transformer,
-    scheme: Scheme,
+    scheme: &Scheme,
     dataset: &Arc<Dataset>,
     context: usize,
     calib_batches: usize,
@@ -63,12 +97,14 @@ pub(crate) fn quantise(
     let calibration = sampler
         .calibration(settings.seed.unwrap_or(0), calib_batches, CALIBRATION_SEQUENCES)
         .collect::<Result<Vec<_>, _>>()?;
-    let bar = progress::bar(settings, 0, "quantising {bar:24} {pos}/{len} · {eta} left");
-    let report =
-        quant::quantize(model, scheme, &calibration, blocks(dataset, context, None)?, &mut |done, total| {
-            bar.set_length(total);
-            bar.set_position(done);
-        })?;
+    let bar = progress::bar(settings, calib_batches as u64, "calibrating {bar:24} {pos}/{len} · {eta} left");
+    let mut simulation = Simulation::new(model, scheme, &calibration, &mut || bar.inc(1))?;
+    bar.finish_and_clear();
+    let bar = progress::bar(settings, 0, "evaluating {bar:24} {pos}/{len} · {eta} left");
+    let report = simulation.evaluate(model, blocks(dataset, context, None)?, &mut |done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+    })?;
     bar.finish_and_clear();
     Ok(report)
 }

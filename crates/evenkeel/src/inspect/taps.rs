@@ -5,7 +5,7 @@ use crate::metrics::int8::{self, Int8Verdict};
 use crate::metrics::{AttentionTap, GainReport, MassiveTap, MetricsTap, WeightReport, weights};
 use crate::model::config::NormPosition;
 use crate::model::{Input, ModelConfig, Parameter};
-use crate::quant::w8a8::{has_quantiser, is_quantised_weight};
+use crate::quant::places::{has_quantiser, is_quantised_weight};
 use crate::tap::{Place, Site, Tap};
 use candle_core::{Result, Tensor};
 use std::collections::BTreeSet;

@@ -1,21 +1,35 @@
-//! Post-training quantisation, simulated: the W8A8 recipe of the paper's OPT-125m table.
+//! Post-training quantisation.
 //!
-//! [`grid`] rounds a tensor to a grid and back, [`ranges`] chooses the grid, [`w8a8`] says where quantisers
-//! stand and runs calibration and evaluation. After Bondarenko et al., "Quantizable Transformers" (NeurIPS
-//! 2023), whose setting He et al. use; every constant is that of the documentation (docs/quantisation.md).
+//! [`spec`] says what a quantiser is, [`scheme`] which quantisers a model gets; [`range`] finds ranges, [`grid`] and
+//! [`rounding`] round to what they make. [`simulation`] puts them together: the model as it would be in integers, computed in
+//! float. The scheme `w8a8` is the recipe of the paper's OPT-125m table, after Bondarenko et al., "Quantizable Transformers"
+//! (NeurIPS 2023), whose setting He et al. use; every constant is that of the documentation (docs/quantisation.md).
 
+mod comparison;
 pub mod grid;
-pub mod ranges;
-pub mod w8a8;
+pub mod places;
+pub mod range;
+mod report;
+pub mod rounding;
+pub mod scheme;
+mod simulation;
+pub mod spec;
+mod tap;
+mod weights;
 
 pub use grid::Quantiser;
-pub use w8a8::{QuantReport, QuantSite, QuantSummary, QuantTap, Scheme, quantise_weights, quantize};
+pub use report::{FloatSide, QuantReport, QuantSide, QuantSite, QuantSummary};
+pub use scheme::{HeadFormat, PRESETS, Plan, Scheme};
+pub use simulation::Simulation;
+pub use spec::Spec;
+pub use tap::{Calibrated, QuantTap};
+pub use weights::{Rounded, WeightRounding, quantise_weights};
 
 use crate::error::Hint;
 use thiserror::Error;
 
 /// Quantisation that cannot be done.
-#[derive(Debug, Error)]
+#[derive(Clone, Debug, Error)]
 pub enum QuantError {
     /// No scheme of that name.
     #[error("there is no quantisation scheme named \"{name}\"; known are {known}")]
@@ -24,6 +38,42 @@ pub enum QuantError {
         name: String,
         /// All names.
         known: String,
+    },
+    /// A scheme's text that cannot be read.
+    #[error("the quantisation scheme {name} cannot be read: {problem}")]
+    SchemeText {
+        /// Of the scheme.
+        name: String,
+        /// Why.
+        problem: String,
+    },
+    /// A word of a quantiser that means nothing.
+    #[error("\"{word}\" says nothing of a quantiser; known are {known}")]
+    UnknownWord {
+        /// As given.
+        word: String,
+        /// All words.
+        known: &'static str,
+    },
+    /// Words that do not go together.
+    #[error("\"{words}\" is no quantiser: {problem}")]
+    Words {
+        /// As given.
+        words: String,
+        /// Why.
+        problem: &'static str,
+    },
+    /// No quantiser at all.
+    #[error("the scheme {scheme} quantises nothing of this model")]
+    FitsNothing {
+        /// Its name.
+        scheme: String,
+    },
+    /// A glob that matches nothing.
+    #[error("\"{pattern}\" matches no site and no weight of this model")]
+    PatternFitsNothing {
+        /// The glob.
+        pattern: String,
     },
     /// A block whose quantiser places are not settled.
     #[error(
@@ -50,7 +100,18 @@ pub enum QuantError {
 impl Hint for QuantError {
     fn hint(&self) -> String {
         match self {
-            QuantError::UnknownScheme { .. } => "use --scheme w8a8".into(),
+            QuantError::UnknownScheme { .. } => {
+                "`evenkeel config list` describes them; a file's path is taken too".into()
+            }
+            QuantError::SchemeText { .. } => "`evenkeel config show w8a8` prints one to start from".into(),
+            QuantError::UnknownWord { .. } | QuantError::Words { .. } => {
+                "docs/quantisation.md explains the words; `evenkeel config show w8a8` shows them in use".into()
+            }
+            QuantError::FitsNothing { .. } => "give it weights or activations that are not `float`".into(),
+            QuantError::PatternFitsNothing { .. } => {
+                "names are those of `evenkeel quantize --json`, such as blocks.0.attn.q or blocks.*.mlp.down.weight"
+                    .into()
+            }
             QuantError::PostNorm => "quantise a pre-norm or OP model".into(),
             QuantError::NoCalibration => "give --calib-batches 4, the recipe's number".into(),
             QuantError::NonFinite { .. } => {

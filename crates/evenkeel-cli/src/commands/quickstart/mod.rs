@@ -172,8 +172,14 @@ fn one_run(
         Outcome::Finished => {}
     }
     let model = run.trainer.model();
-    let quantised: QuantReport =
-        quantise(model, Scheme::W8a8, dataset, model.config().context, CALIBRATION_BATCHES, settings)?;
+    let quantised: QuantReport = quantise(
+        model,
+        &Scheme::preset("w8a8")?,
+        dataset,
+        model.config().context,
+        CALIBRATION_BATCHES,
+        settings,
+    )?;
     files::write_json(&run.root.join("w8a8.json"), &quantised)?;
     let kurtosis = kurtosis(&run, dataset)?;
     result.val_loss = Some(quantised.float.perplexity.ln());

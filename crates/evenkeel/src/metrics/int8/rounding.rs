@@ -175,16 +175,16 @@ pub(super) fn asymmetric(x: &[f32]) -> Grid {
     let parts: Vec<(f32, f32)> = x.par_chunks(1 << 14).map(bounds).collect();
     let (lo, hi) =
         parts.into_iter().fold((f32::INFINITY, f32::NEG_INFINITY), |a, b| (a.0.min(b.0), a.1.max(b.1)));
-    Quantiser::asymmetric(f64::from(lo), f64::from(hi)).grid()
+    Quantiser::asymmetric(8, f64::from(lo), f64::from(hi)).grid()
 }
 
 pub(super) fn symmetric(x: &[f32]) -> Grid {
     let peak = x.iter().fold(0.0f32, |m, v| m.max(v.abs()));
-    Quantiser::symmetric(f64::from(peak), false).grid()
+    Quantiser::symmetric(8, f64::from(peak), false).grid()
 }
 
 pub(super) fn asymmetric_columns(lo: &[f32], hi: &[f32]) -> Vec<Grid> {
-    let grid = |(&lo, &hi)| Quantiser::asymmetric(f64::from(lo), f64::from(hi)).grid();
+    let grid = |(&lo, &hi)| Quantiser::asymmetric(8, f64::from(lo), f64::from(hi)).grid();
     lo.iter().zip(hi).map(grid).collect()
 }
 

@@ -1,0 +1,325 @@
+//! What a quantiser is, as data: format, granularity, when its range is taken, and how.
+//!
+//! Written as words in any order, such as `int8 asymmetric tensor static running_percentile`; a word replaces what
+//! stood at its place, so that an override says only what differs.
+
+use super::QuantError;
+use evenkeel_kernels::minifloat::{E2M1, E4M3, E5M2, MiniFloat};
+use std::fmt;
+
+/// How a value is represented.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Format {
+    /// An integer of 2 to 8 bits times a step.
+    Int {
+        /// Bits.
+        bits: u32,
+        /// Whether 0 stands in the middle (no zero point), or the range is used whole.
+        symmetric: bool,
+    },
+    /// A small floating-point number times a scale.
+    Float(Float),
+}
+
+/// The floating-point formats.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Float {
+    /// 8 bits, largest 448.
+    E4m3,
+    /// 8 bits, largest 57344.
+    E5m2,
+    /// 4 bits, largest 6.
+    E2m1,
+}
+
+impl Float {
+    const ALL: [Float; 3] = [Float::E4m3, Float::E5m2, Float::E2m1];
+
+    /// The name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Float::E4m3 => "e4m3",
+            Float::E5m2 => "e5m2",
+            Float::E2m1 => "e2m1",
+        }
+    }
+
+    /// Its numbers.
+    pub fn kernel(self) -> MiniFloat {
+        match self {
+            Float::E4m3 => E4M3,
+            Float::E5m2 => E5M2,
+            Float::E2m1 => E2M1,
+        }
+    }
+
+    /// Bits of a value.
+    pub fn bits(self) -> u32 {
+        match self {
+            Float::E4m3 | Float::E5m2 => 8,
+            Float::E2m1 => 4,
+        }
+    }
+}
+
+impl Format {
+    /// Bits of a value.
+    pub fn bits(self) -> u32 {
+        match self {
+            Format::Int { bits, .. } => bits,
+            Format::Float(float) => float.bits(),
+        }
+    }
+
+    /// Whether a range is a magnitude.
+    pub fn is_symmetric(self) -> bool {
+        !matches!(self, Format::Int { symmetric: false, .. })
+    }
+}
+
+/// Which values share a scale.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Granularity {
+    /// All of a tensor.
+    Tensor,
+    /// Those of an output channel of a weight, of a channel of an activation.
+    Channel,
+    /// Those of a token.
+    Token,
+    /// So many neighbours along a row.
+    Group(usize),
+}
+
+/// What a scale itself is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scale {
+    /// A float32.
+    Float,
+    /// A power of two in 8 bits, shared by a group: Microscaling (OCP MX v1.0).
+    PowerOfTwo,
+    /// An E4M3 number for each group times a float32 for the tensor: NVFP4.
+    E4m3,
+}
+
+/// How a range is found from values.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Range {
+    /// Smallest and largest of all.
+    MinMax,
+    /// Smallest and largest of each batch, followed with momentum 0.9.
+    Running,
+    /// The (100 - p)-th and p-th percentile of each batch, followed with momentum 0.9.
+    RunningPercentile(f64),
+    /// The (100 - p)-th and p-th percentile of all values, from a histogram of bounded size.
+    Percentile(f64),
+    /// The same from the values themselves, all of which are kept.
+    PercentileExact(f64),
+    /// Least squared error among 100 ranges up to (1 + margin) times the largest.
+    Mse(f64),
+    /// Least squared error among 100 ranges up to 0.5 beyond the largest.
+    MseFixed,
+    /// Least Kullback-Leibler divergence of the histogram among 100 ranges.
+    Kl,
+}
+
+/// A quantiser's data.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Spec {
+    /// How a value is represented.
+    pub format: Format,
+    /// Which values share a scale.
+    pub granularity: Granularity,
+    /// What a scale is.
+    pub scale: Scale,
+    /// Whether the range comes from the tensor itself when it is quantised, or from calibration. Of activations; a weight's
+    /// range always comes from the weight.
+    pub dynamic: bool,
+    /// How the range is found.
+    pub range: Range,
+}
+
+/// Percentile of `running_percentile`, `percentile` and `percentile_exact` where none is given.
+const PERCENTILE: f64 = 99.999;
+
+/// All words, for errors.
+const WORDS: &str = "int2 to int8, e4m3, e5m2, e2m1; symmetric, asymmetric; tensor, channel, token, group:N; static, dynamic; \
+                     min_max, running, running_percentile:P, percentile:P, percentile_exact:P, mse:MARGIN, mse_fixed, kl; mx, nv";
+
+impl Spec {
+    /// Eight-bit weights of a tensor: where words start from.
+    pub const WEIGHT: Spec = Spec {
+        format: Format::Int { bits: 8, symmetric: true },
+        granularity: Granularity::Tensor,
+        scale: Scale::Float,
+        dynamic: false,
+        range: Range::Mse(0.0),
+    };
+
+    /// Eight-bit activations of a tensor: where words start from.
+    pub const ACTIVATION: Spec = Spec {
+        format: Format::Int { bits: 8, symmetric: false },
+        granularity: Granularity::Tensor,
+        scale: Scale::Float,
+        dynamic: false,
+        range: Range::RunningPercentile(PERCENTILE),
+    };
+
+    /// This quantiser with `words` in place of what they replace.
+    ///
+    /// # Errors
+    /// A word that is not known, or words that do not go together.
+    pub fn with(mut self, words: &str) -> Result<Self, QuantError> {
+        for word in words.split_whitespace() {
+            self.take(word)?;
+        }
+        self.check(words)?;
+        Ok(self)
+    }
+
+    fn take(&mut self, word: &str) -> Result<(), QuantError> {
+        let unknown = || QuantError::UnknownWord { word: word.to_string(), known: WORDS };
+        let (name, number) = match word.split_once(':') {
+            Some((name, number)) => (name, Some(number.parse::<f64>().map_err(|_| unknown())?)),
+            None => (word, None),
+        };
+        let percentile = || match number.unwrap_or(PERCENTILE) {
+            p if p > 50.0 && p <= 100.0 => Ok(p),
+            _ => Err(unknown()),
+        };
+        let symmetric = self.format.is_symmetric();
+        match name {
+            "symmetric" | "asymmetric" => {
+                if let Format::Int { symmetric, .. } = &mut self.format {
+                    *symmetric = name == "symmetric";
+                }
+            }
+            "tensor" => self.granularity = Granularity::Tensor,
+            "channel" => self.granularity = Granularity::Channel,
+            "token" => self.granularity = Granularity::Token,
+            "group" => match number {
+                Some(n) if n >= 1.0 && n.fract() == 0.0 && n <= 1e9 => {
+                    self.granularity = Granularity::Group(n as usize);
+                }
+                _ => return Err(unknown()),
+            },
+            "static" => self.dynamic = false,
+            "dynamic" => self.dynamic = true,
+            "min_max" => self.range = Range::MinMax,
+            "running" => self.range = Range::Running,
+            "running_percentile" => self.range = Range::RunningPercentile(percentile()?),
+            "percentile" => self.range = Range::Percentile(percentile()?),
+            "percentile_exact" => self.range = Range::PercentileExact(percentile()?),
+            "mse" => match number.unwrap_or(0.0) {
+                margin if (0.0..=10.0).contains(&margin) => self.range = Range::Mse(margin),
+                _ => return Err(unknown()),
+            },
+            "mse_fixed" => self.range = Range::MseFixed,
+            "kl" => self.range = Range::Kl,
+            "mx" => {
+                (self.scale, self.granularity, self.dynamic) =
+                    (Scale::PowerOfTwo, Granularity::Group(32), true);
+            }
+            "nv" => (self.scale, self.granularity) = (Scale::E4m3, Granularity::Group(16)),
+            _ => {
+                let float = Float::ALL.into_iter().find(|f| f.name() == name);
+                let bits = name.strip_prefix("int").and_then(|b| b.parse::<u32>().ok());
+                self.format = match (float, bits) {
+                    (Some(float), _) => Format::Float(float),
+                    (None, Some(bits @ 2..=8)) => Format::Int { bits, symmetric },
+                    _ => return Err(unknown()),
+                };
+            }
+        }
+        let takes_number =
+            matches!(name, "group" | "percentile" | "running_percentile" | "percentile_exact" | "mse");
+        if number.is_some() && !takes_number {
+            return Err(unknown());
+        }
+        Ok(())
+    }
+
+    /// Combinations that mean nothing.
+    fn check(&self, words: &str) -> Result<(), QuantError> {
+        let problem = match (self.format, self.scale) {
+            (Format::Float(_), _) if self.range == Range::Kl => "`kl` needs an integer format",
+            (Format::Int { .. }, Scale::PowerOfTwo | Scale::E4m3) => {
+                "`mx` and `nv` need a floating-point format such as e4m3 or e2m1"
+            }
+            (_, Scale::PowerOfTwo | Scale::E4m3) if !matches!(self.granularity, Granularity::Group(_)) => {
+                "`mx` and `nv` scales belong to groups"
+            }
+            (Format::Float(f), Scale::E4m3) if f != Float::E2m1 => "`nv` needs e2m1",
+            _ => return Ok(()),
+        };
+        Err(QuantError::Words { words: words.to_string(), problem })
+    }
+}
+
+impl fmt::Display for Spec {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self.format {
+            Format::Int { bits, symmetric } => {
+                write!(f, "int{bits} {}", if symmetric { "symmetric" } else { "asymmetric" })?;
+            }
+            Format::Float(float) => f.write_str(float.name())?,
+        }
+        match self.scale {
+            Scale::Float => {}
+            Scale::PowerOfTwo => f.write_str(" mx")?,
+            Scale::E4m3 => f.write_str(" nv")?,
+        }
+        match self.granularity {
+            Granularity::Tensor => f.write_str(" tensor")?,
+            Granularity::Channel => f.write_str(" channel")?,
+            Granularity::Token => f.write_str(" token")?,
+            Granularity::Group(n) => write!(f, " group:{n}")?,
+        }
+        f.write_str(if self.dynamic { " dynamic" } else { " static" })?;
+        match self.range {
+            Range::MinMax => f.write_str(" min_max"),
+            Range::Running => f.write_str(" running"),
+            Range::RunningPercentile(p) => write!(f, " running_percentile:{p}"),
+            Range::Percentile(p) => write!(f, " percentile:{p}"),
+            Range::PercentileExact(p) => write!(f, " percentile_exact:{p}"),
+            Range::Mse(margin) => write!(f, " mse:{margin}"),
+            Range::MseFixed => f.write_str(" mse_fixed"),
+            Range::Kl => f.write_str(" kl"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_replace_what_stood_there_and_are_written_back() {
+        let spec = Spec::ACTIVATION.with("int4 token dynamic min_max").unwrap();
+        assert_eq!(spec.to_string(), "int4 asymmetric token dynamic min_max");
+        for words in [
+            "int8 symmetric tensor static mse_fixed",
+            "e2m1 nv group:16 static min_max",
+            "e4m3 mx group:32 dynamic mse:0.2",
+        ] {
+            assert_eq!(Spec::WEIGHT.with(words).unwrap().to_string(), words);
+        }
+    }
+
+    #[test]
+    fn what_means_nothing_is_refused() {
+        for words in [
+            "int9",
+            "int1",
+            "group",
+            "group:0",
+            "percentile:20",
+            "tensor:3",
+            "fp8",
+            "int8 mx",
+            "e4m3 kl",
+            "e4m3 nv",
+        ] {
+            assert!(Spec::WEIGHT.with(words).is_err(), "{words}");
+        }
+    }
+}
