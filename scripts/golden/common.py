@@ -40,7 +40,7 @@ def write(path, tensors, about):
     """Write `tensors` (name -> array) to `path` with `about` as the only metadata."""
     arrays = {name: np.ascontiguousarray(value) for name, value in sorted(tensors.items())}
     for name, value in arrays.items():
-        assert value.dtype in (np.float32, np.float64, np.int64, np.int32), (name, value.dtype)
+        assert value.dtype in (np.float32, np.float64, np.int64, np.int32, np.int16), (name, value.dtype)
         assert value.ndim >= 1, f"{name}: scalars are written with shape [1]"
         assert value.dtype.kind != "f" or np.isfinite(value).all(), f"{name} is not finite"
     save_file(arrays, path, metadata={"about": json.dumps(about, sort_keys=True)})
