@@ -23,7 +23,7 @@ quickstart *ARGS:
 
 # Make the golden files again (needs Python, see scripts/golden/README.md)
 golden python=".venv-golden/bin/python":
-    for script in model_steps optimizers quantisers w8a8_model metrics weights; do {{python}} scripts/golden/$script.py; done
+    for script in model_steps optimizers quantisers w8a8_model formats ranges repairs metrics weights; do {{python}} scripts/golden/$script.py; done
 
 # Write the list of crates behind the quickstart's corpus again, after a change of dependencies
 quickstart-crates:

@@ -2,8 +2,8 @@
 
 Writes quant/formats.safetensors. ranges.py searches with the quantisers of this script.
 
-Inputs are float32. f32(v) is v rounded to float32; what is not f32 is float64; `/` and `*` of two float32 values round
-to float32. Rounding is half to even throughout.
+Inputs are float32. f32(v) is v rounded to float32; what is not f32 is float64; `/` and `*` of two float32 values
+round to float32. Rounding is half to even throughout.
 
 Integers of b bits
     asymmetric, from a range lo..hi: lo' = min(lo, 0), hi' = max(hi, 1e-8), D = (hi' - lo') / (2^b - 1),
@@ -12,8 +12,8 @@ Integers of b bits
     unsigned, from a peak c, for tensors without a negative entry (-0.0 is none): s = f32(max(c / (2^b - 1), 1e-8)),
         z = 0, levels 0 .. 2^b - 1
     q = clamp(round(x / s) + z),  dq = s * (q - z)
-Small floats: e4m3 (bias 7, largest 448, no infinity), e5m2 (bias 15, largest finite 57344), e2m1 (0, 0.5, 1, 1.5, 2, 3,
-    4, 6). fp(v) is the nearest representable number, of two equally near the one with an even mantissa; subnormals are
+Small floats: e4m3 (bias 7, largest 448, no infinity), e5m2 (bias 15, largest finite 57344), e2m1 (0, 0.5, 1, 1.5,
+    2, 3, 4, 6). fp(v) is the nearest representable number, of two equally near the one with an even mantissa; subnormals are
     kept; what lies beyond the largest finite number becomes that. From a peak c: s = f32(max(c / largest, 1e-30)),
     value = fp(x / s), dq = s * value
 MX, groups of 32: s = 2^e, e = clamp(floor(log2 max|x|) - emax, -127, 127) with emax 8 (mxfp8_e4m3), 15 (mxfp8_e5m2),
@@ -30,8 +30,9 @@ Granularities; each grid has a scale, and takes its range (min, max) or peak (ma
     static    one grid, with a given range and peak that some values exceed
 Scales are stored in this order. Whether a tensor is unsigned is decided by all of it.
 
-`about` has the cases, each with its list of granularities, and the orders of the formats: `int`, `uint`, `fp`, `mx`. The
-first dimension F of what follows runs over them, n is the number of grids, and [F, ...x] adds the shape of x to F.
+`about` has the cases, each with its list of granularities, and the orders of the formats: `int`, `uint`, `fp`,
+`mx`. The first dimension F of what follows runs over them, n is the number of grids, and [F, ...x] adds the shape of
+x to F.
     CASE.x                   float32, two or three dimensions
     CASE.int.GRAN.q          int16 [F, ...x];  .scale float32 [F, n];  .zero int16 [F, n];  .dq float32 [F, ...x]
     CASE.uint.GRAN.*         the same for the unsigned formats; z is not stored; only tensors without negative entries
@@ -41,9 +42,9 @@ first dimension F of what follows runs over them, n is the number of grids, and 
     CASE.nvfp4.GRAN.value    float32 like x, .tensor float32 [1] (t), .group float32 [n] (g), .step float32 [n], .dq
                              like x; GRAN is `tensor` (c = max|x|) or `static`
     CASE.static.range        float64 [2] (lo, hi) and CASE.static.peak float64 [1], where `static` is a granularity
-Zeros may have either sign. Granularities that repeat another one (groups as long as the row, the row of a single row) are
-left out.
-Everything follows from float32 operations that IEEE fixes, so levels and elements are exact, and scales to one ulp.
+Zeros may have either sign. Granularities that repeat another one (groups as long as the row, the
+row of a single row) are left out.
+Everything follows from operations whose rounding IEEE fixes, so levels and elements are exact.
 
 Asserted here: fp against torch's casts on every bfloat16 value, on every midpoint of two neighbouring representable
 numbers and the float32 values beside it, and against enumeration for e2m1.
@@ -241,9 +242,12 @@ def dynamic_ranges(x, granularity):
     return [(at, float(flat[at].min()), float(flat[at].max())) for at in parts(x.shape, granularity)]
 
 
-def results(x, granularity, ranges):
-    """Name -> array of the integers and scaled floats under one granularity."""
-    symmetric = [(at, -max(abs(lo), abs(hi)), max(abs(lo), abs(hi))) for at, lo, hi in ranges]
+def results(x, granularity, ranges, peaks):
+    """Kind -> name -> array of the integers and scaled floats under one granularity.
+
+    `ranges` (indices, lo, hi) are for the asymmetric formats, `peaks` (indices, c) for the others.
+    """
+    symmetric = [(at, -c, c) for at, c in peaks]
     found = {
         f"int.{granularity}": stacked(
             [quantised_integers(x, f, ranges if f.kind == "asym" else symmetric) for f in INTEGERS]
@@ -253,7 +257,7 @@ def results(x, granularity, ranges):
         found[f"uint.{granularity}"] = stacked([quantised_integers(x, f, symmetric) for f in UNSIGNED], {"zero"})
     if not granularity.startswith("group"):
         found[f"fp.{granularity}"] = stacked(
-            [quantised_floats(x, f, [(at, f.scale(c)) for at, _, c in symmetric]) for f in FLOATS]
+            [quantised_floats(x, f, [(at, f.scale(c)) for at, c in peaks]) for f in FLOATS]
         )
     return found
 
@@ -262,7 +266,8 @@ def golden(x, static):
     """Name -> array of one tensor."""
     found = {}
     for granularity in granularities(x.shape):
-        found |= results(x, granularity, dynamic_ranges(x, granularity))
+        ranges = dynamic_ranges(x, granularity)
+        found |= results(x, granularity, ranges, [(at, max(-lo, hi)) for at, lo, hi in ranges])
     groups = parts(x.shape, f"group.{MX_GROUP}")
     found["mx"] = stacked(
         [quantised_floats(x, f, [(at, mx_scale(x.ravel()[at], f)) for at in groups]) for f in FLOATS]
@@ -271,13 +276,9 @@ def golden(x, static):
     if static:
         # most of the range, from either side, so that levels clamp
         lo, hi, c = 0.6 * float(x.min()), 0.7 * float(x.max()), 0.5 * peak(x)
-        at = parts(x.shape, "tensor")[0]
-        asymmetric, symmetric = results(x, "static", [(at, lo, hi)]), results(x, "static", [(at, -c, c)])
-        for i, f in enumerate(INTEGERS):
-            if f.kind == "asym":
-                for key, stack in symmetric["int.static"].items():
-                    stack[i] = asymmetric["int.static"][key][i]
-        found |= symmetric | {"nvfp4.static": quantised_nvfp4(x, c)}
+        (at,) = parts(x.shape, "tensor")
+        found |= results(x, "static", [(at, lo, hi)], [(at, c)])
+        found["nvfp4.static"] = quantised_nvfp4(x, c)
         found["static"] = {"range": np.array([lo, hi]), "peak": np.array([c])}
     return {"x": x} | {f"{kind}.{key}": v for kind, arrays in found.items() for key, v in arrays.items()}
 

@@ -23,18 +23,19 @@ mse, 100 candidates i = 1..100 from the smallest and largest value (of weights: 
         `relative.m`); the range is (-c_i, c_i)
     asymmetric: (i (1 + m) lo / 100, i (1 + m) hi / 100)
     cost: sum of count (x - dq)^2, x - dq in float32, then widened, squared and summed. The first smallest wins.
-    Weights take their values themselves, each grid for itself; symmetric integers are unsigned where the whole tensor
-    has no negative entry. Activations take the points of the sketch and are never unsigned. A grid of zeros costs nothing
-    at any candidate, so that it takes the first.
+    Weights take their values themselves, each grid for itself; symmetric integers are unsigned where the whole
+    tensor has no negative entry. Activations take the points of the sketch and are never unsigned. A grid of zeros
+    costs nothing at any candidate, so that it takes the first.
 kl, for integers only, 100 candidates, on the sketch (of weights: of the grid's values)
-    lo = min(smallest, 0), hi = max(largest, 0); both 0: the range is (0, 0). 2048 equal bins from lo to hi; a point goes
-    to bin min(floor((point - lo) / (hi - lo) 2048), 2047) with its count; a bin's centre is lo + (bin + 0.5) (hi - lo) / 2048.
-    Candidates: (i lo / 100, i hi / 100), or symmetric (-c_i, c_i) with c_i = i max(|lo|, hi) / 100. A bin is inside when
-    lo_i <= centre <= hi_i; a candidate with none inside is passed over.
+    lo = min(smallest, 0), hi = max(largest, 0); both 0: the range is (0, 0). There are 2048 equal bins from lo to hi;
+    a point goes to bin min(floor((point - lo) / (hi - lo) 2048), 2047) with its count; the centre of a bin is
+    lo + (bin + 0.5) (hi - lo) / 2048.
+    Candidates: (i lo / 100, i hi / 100), or symmetric (-c_i, c_i) with c_i = i max(|lo|, hi) / 100. A bin is inside
+    when lo_i <= centre <= hi_i; a candidate with none inside is passed over.
     P: the counts inside, plus those of the bins below in the first bin inside, of the bins above in the last one.
-    Q: each bin inside has the level q of its f32(centre) on the candidate's grid. The counts, without what was moved,
-        of the bins of one level are shared out equally among those of them where P > 0. Q sums to 1 afterwards (unless
-        it is zero throughout), then 1e-9 stands where Q = 0 < P. P sums to 1.
+    Q: each bin inside has the level q of its f32(centre) on the candidate's grid (unsigned where mse is). The counts,
+        without what was moved, of the bins of one level are shared out equally among those of them where P > 0. Q is
+        scaled to sum to 1 (unless it is zero throughout), then 1e-9 stands where Q = 0 < P. P is scaled to sum to 1.
     cost: sum of P ln(P / Q) where P > 0. The first smallest wins.
 
 `about` has the lists `a` and `w` of cases; `running_percentiles` and `percentiles` (p); `mse` and `kl`, the settings
@@ -46,11 +47,11 @@ as FORMAT or FORMAT/MARGIN, first dimension S of the results; `granularities` of
     a.CASE.percentile, .sketched  float64 [P, 2]
     a.CASE.mse, .kl               float64 [S, 4]: lo, hi, lead, i
     w.CASE.x                      float32 [rows, columns]
-    w.CASE.GRAN.mse, .kl          float64 [S, grids, 4]; a row with columns fewer than a group's is a group
+    w.CASE.GRAN.mse, .kl          float64 [S, grids, 4]; a row shorter than a group is one group
 Ranges are stored before zero is made part of them, except those of kl, which contain it.
-`lead` says how robust a choice is: with costs over the sum of squares (mse) or as they are (kl), the difference between
-the second and the smallest different cost, over the larger of the smallest and 1e-8; at most 1e6, also where all cost the
-same. i is 0 for the range (0, 0) of kl. Asserted here: every lead is above 1e-6, the search for kl ends at the same i
+`lead` says how robust a choice is: with costs over the sum of squares (mse) or as they are (kl), the difference
+between the smallest cost and the next that is not equal to it, over the larger of the smallest and 1e-8; at most 1e6,
+also where all cost the same. i is 0 for the range (0, 0) of kl. Asserted here: every lead is above 1e-6, the search for kl ends at the same i
 when the centres are 2e-7 larger or smaller, and mse when dq and the difference are taken in float64.
 Percentiles and moving averages agree to a few times 1e-16 of hi - lo.
 """
@@ -81,7 +82,8 @@ class Sketch:
         self.smallest, self.largest = float(values.min()), float(values.max())
         upper, counts = np.unique(values.view(np.uint32) >> 16, return_counts=True)
         negative, magnitude = upper >> 15 == 1, upper & 0x7FFF
-        near, far = ((m.astype(np.uint32) << 16).view(np.float32).astype(np.float64) for m in (magnitude, magnitude + 1))
+        edges = (m.astype(np.uint32) << 16 for m in (magnitude, magnitude + 1))
+        near, far = (e.view(np.float32).astype(np.float64) for e in edges)
         low, high = np.where(negative, -far, near), np.where(negative, -near, far)
         order = np.argsort(low)
         self.low, self.high, self.counts = low[order], high[order], counts[order]
