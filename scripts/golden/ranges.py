@@ -1,7 +1,8 @@
 """Golden file: every method that picks the range of a grid, in NumPy.
 
-Writes quant/ranges.safetensors. Formats, grids and granularities are those of formats.py; f32 as there. All that is not
-said to be float32 is float64. A range is (lo, hi); a symmetric grid or a small float uses its peak c = max(|lo|, |hi|).
+Writes quant/ranges.safetensors. Formats, grids and granularities are those of formats.py; f32 as there. All that is
+not said to be float32 is float64. A range is (lo, hi); a symmetric grid or a small float uses its peak
+c = max(|lo|, |hi|).
 
 Methods for activations, which come in three batches
     min_max             smallest and largest of all values
@@ -51,8 +52,8 @@ as FORMAT or FORMAT/MARGIN, first dimension S of the results; `granularities` of
 Ranges are stored before zero is made part of them, except those of kl, which contain it.
 `lead` says how robust a choice is: with costs over the sum of squares (mse) or as they are (kl), the difference
 between the smallest cost and the next that is not equal to it, over the larger of the smallest and 1e-8; at most 1e6,
-also where all cost the same. i is 0 for the range (0, 0) of kl. Asserted here: every lead is above 1e-6, the search for kl ends at the same i
-when the centres are 2e-7 larger or smaller, and mse when dq and the difference are taken in float64.
+also where all cost the same. i is 0 for the range (0, 0) of kl. Asserted here: every lead is above 1e-6, and the
+searches end at the same i when kl takes the centres 2e-7 larger or smaller, and mse dq and the difference in float64.
 Percentiles and moving averages agree to a few times 1e-16 of hi - lo.
 """
 
