@@ -44,7 +44,8 @@ x to F.
     CASE.static.range        float64 [2] (lo, hi) and CASE.static.peak float64 [1], where `static` is a granularity
 Zeros may have either sign. Granularities that repeat another one (groups as long as the row, the
 row of a single row) are left out.
-Everything follows from operations whose rounding IEEE fixes, so levels and elements are exact.
+Everything follows from operations whose rounding IEEE fixes, so levels and elements are exact. Zero points of ranges
+that are symmetric lie at a tie or within 1e-15 of one: they need the float64 operations in the order written.
 
 Asserted here: fp against torch's casts on every bfloat16 value, on every midpoint of two neighbouring representable
 numbers and the float32 values beside it, and against enumeration for e2m1.
