@@ -130,6 +130,45 @@ pub fn has_avx512_bf16() -> bool {
     }
 }
 
+/// Whether this machine multiplies unsigned by signed bytes in 512-bit registers (`vpdpbusd`).
+pub fn has_avx512_vnni() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        is_x86_feature_detected!("avx512vnni")
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        false
+    }
+}
+
+/// Whether this machine multiplies unsigned by signed bytes in 256-bit registers without AVX-512.
+pub fn has_avx_vnni() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        is_x86_feature_detected!("avxvnni")
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        false
+    }
+}
+
+/// Whether the processor's AMX tiles, if it has any, multiply bytes.
+pub fn has_amx_int8() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{__cpuid, __cpuid_count};
+        const INT8: u32 = 1 << 25;
+        static HAS: OnceLock<bool> = OnceLock::new();
+        *HAS.get_or_init(|| __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & INT8 != 0)
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        false
+    }
+}
+
 /// What `EVENKEEL_ISA` asks for: `None` if unset, `Some(Err(text))` if it names nothing we know.
 pub fn requested() -> Option<Result<Isa, String>> {
     let text = std::env::var("EVENKEEL_ISA").ok()?;

@@ -20,6 +20,7 @@ pub mod embedding;
 pub mod factored;
 pub mod gate;
 pub mod gemm;
+pub mod int8;
 pub mod isa;
 pub mod math;
 pub mod memory;

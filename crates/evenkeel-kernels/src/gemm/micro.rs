@@ -109,6 +109,11 @@ impl Kernel {
         }
     }
 
+    /// Rows and columns of a tile.
+    pub(super) fn tile(&self) -> [usize; 2] {
+        [self.rows, self.columns]
+    }
+
     /// Groups of an inner dimension, padding included.
     pub(super) fn groups(&self, inner: usize) -> usize {
         inner.div_ceil(self.element.per_group()).next_multiple_of(self.multiple)

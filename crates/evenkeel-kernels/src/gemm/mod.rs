@@ -19,18 +19,20 @@ pub(crate) mod amx;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+pub(crate) mod cut;
 mod gram;
 mod micro;
 #[cfg(target_arch = "aarch64")]
 mod neon;
-mod pack;
+pub(crate) mod pack;
 mod portable;
-mod scratch;
+pub(crate) mod scratch;
 
 pub use gram::{blend_gram, mirror, mirror_serial};
 
 use crate::isa;
 use crate::threads::Shared;
+use cut::Cut;
 use micro::{Kernel, MAX_TILE};
 use rayon::prelude::*;
 use scratch::Scratch;
@@ -48,6 +50,8 @@ pub enum Compute {
 
 /// Most groups of a panel that stay in L1 while the rows pass: 256 × 16 or 32 × 4 bytes. A multiple of 16.
 const DEPTH: usize = 256;
+/// Most columns of a block: with its rows of `a` it stays in L2.
+const MAX_COLUMNS: usize = 512;
 
 /// A read-only matrix view: `at(i, j) = data[i * row_stride + j * column_stride]`.
 #[derive(Clone, Copy)]
@@ -240,7 +244,7 @@ unsafe fn product(
     if m == 0 || n == 0 {
         return;
     }
-    let cut = Cut::new(m, n, b.kernel, rayon::current_num_threads());
+    let cut = Cut::new([m, n], b.kernel.tile(), MAX_COLUMNS, rayon::current_num_threads());
     // SAFETY: the caller's; a raw pointer, since the buffer may not hold numbers yet.
     let target = unsafe { Shared::from_raw(c, m * n) };
     (0..cut.blocks()).into_par_iter().for_each(|block| {
@@ -326,7 +330,7 @@ unsafe fn serial(a: View, b: &Packed, columns: usize, c: *mut f32, c_stride: usi
     if a.rows == 0 || columns == 0 {
         return;
     }
-    let cut = Cut::new(a.rows, columns, b.kernel, 1);
+    let cut = Cut::new([a.rows, columns], b.kernel.tile(), MAX_COLUMNS, 1);
     for block in 0..cut.blocks() {
         let rows = cut.rows(block);
         // SAFETY: rows of the caller's window.
@@ -429,79 +433,10 @@ fn window(rows: usize, columns: usize, row_stride: usize) -> usize {
     (rows - 1).checked_mul(row_stride).and_then(|n| n.checked_add(columns)).unwrap_or(usize::MAX)
 }
 
-/// How the output is cut into blocks. An element's sum runs in the same order whatever block it is in.
-struct Cut {
-    shape: [usize; 2],
-    tile: [usize; 2],
-    /// Blocks below and beside each other.
-    blocks: [usize; 2],
-}
-
-impl Cut {
-    /// Blocks of at most 192 rows, enough for a panel to be worth fetching into L1, and of at most 512 columns, so that
-    /// block and packed rows stay in L2; where the shape allows, at least four for each thread. All but equal, since
-    /// the largest decides when the last thread is done. Neither `rows` nor `columns` is 0.
-    fn new(rows: usize, columns: usize, kernel: Kernel, threads: usize) -> Self {
-        let below = rows.div_ceil(192);
-        let below = if below < threads { below } else { below.next_multiple_of(threads) };
-        let wide = columns.div_ceil((4 * threads).div_ceil(below)).clamp(192, 512);
-        let tile = [kernel.rows, kernel.columns];
-        let most = [rows.div_ceil(tile[0]), columns.div_ceil(tile[1])];
-        Self {
-            shape: [rows, columns],
-            tile,
-            blocks: [below.min(most[0]), columns.div_ceil(wide).min(most[1])],
-        }
-    }
-
-    fn blocks(&self) -> usize {
-        self.blocks[0] * self.blocks[1]
-    }
-
-    fn rows(&self, block: usize) -> Range<usize> {
-        self.part(0, block / self.blocks[1])
-    }
-
-    fn columns(&self, block: usize) -> Range<usize> {
-        self.part(1, block % self.blocks[1])
-    }
-
-    /// Part `i` of an axis, in whole tiles but for the last.
-    fn part(&self, axis: usize, i: usize) -> Range<usize> {
-        let (size, tile, parts) = (self.shape[axis], self.tile[axis], self.blocks[axis]);
-        let tiles = size.div_ceil(tile);
-        i * tiles / parts * tile..size.min((i + 1) * tiles / parts * tile)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
-
-    #[test]
-    fn blocks_cover_everything_once_and_are_all_but_equal() {
-        let kernel = Kernel::select(Compute::F32, isa::active());
-        for (m, n) in [(1, 1), (5, 700), (384, 384), (4096, 384), (4096, 8192), (193, 513), (191, 2)] {
-            for threads in [1, 2, 3, 16, 200] {
-                let cut = Cut::new(m, n, kernel, threads);
-                let mut seen = vec![0u8; m * n];
-                let mut sizes = Vec::new();
-                for block in 0..cut.blocks() {
-                    let (rows, columns) = (cut.rows(block), cut.columns(block));
-                    sizes.push(rows.len().div_ceil(kernel.rows));
-                    assert!(
-                        !rows.is_empty() && rows.len() <= 192 && !columns.is_empty() && columns.len() <= 528
-                    );
-                    for row in rows {
-                        seen[row * n..][columns.clone()].iter_mut().for_each(|s| *s += 1);
-                    }
-                }
-                assert!(seen.iter().all(|&s| s == 1), "{m} {n} {threads}");
-                assert!(sizes.iter().max().unwrap() - sizes.iter().min().unwrap() <= 1);
-            }
-        }
-    }
 
     fn fill(n: usize, seed: u32) -> Vec<f32> {
         let mut s = seed.wrapping_mul(2_654_435_761).wrapping_add(12345);

@@ -24,7 +24,7 @@ impl Stage {
 }
 
 /// Where the lines of a tile begin in a buffer.
-type Places = [usize; 16];
+pub(crate) type Places = [usize; 16];
 
 /// A tile of a source: its first free index and group, and the free index at which zeros begin.
 #[derive(Clone, Copy)]
@@ -253,7 +253,7 @@ pub(super) fn bf16_bits(x: f32) -> u32 {
 }
 
 /// A type of four bytes that may stand in a tile.
-trait Word: Copy {
+pub(crate) trait Word: Copy {
     fn bits(self) -> u32;
 }
 
@@ -279,7 +279,7 @@ fn copy(source: &[f32], stride: usize, places: &Places, out: &mut [u32]) {
 }
 
 /// Line j of the result is element j of each of the sixteen lines of `source` that begin `stride` apart.
-fn transpose<W: Word>(source: &[W], stride: usize, places: &Places, out: &mut [u32]) {
+pub(crate) fn transpose<W: Word>(source: &[W], stride: usize, places: &Places, out: &mut [u32]) {
     let last = stride.checked_mul(15).and_then(|start| start.checked_add(16));
     assert!(last.is_some_and(|last| last <= source.len()), "a tile must lie inside its source");
     assert!(places.iter().all(|&place| place + 16 <= out.len()), "a tile must lie inside its target");

@@ -17,6 +17,7 @@ mod attention;
 mod embedding;
 mod factored;
 mod gemm;
+mod int8;
 mod norm;
 mod optimizer;
 mod quant;

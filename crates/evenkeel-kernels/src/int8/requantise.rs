@@ -1,0 +1,233 @@
+//! From sums to numbers and to bytes, and between numbers and bytes.
+//!
+//! For bytes x on a grid of step s_x and zero point z_x and weights w of step s_w (one, or one for each output), a layer's
+//! output is `y = s_x s_w (Σ x w - z_x Σ w) + b`. With the column's integer offset `-z_x Σ w` that is [`Terms`]:
+//! `y = act((sum + offset) · scale + bias)`, rounded at every step as float32 is.
+//!
+//! Bytes are those of [`crate::quant`]: `q = clamp(round_half_even(y / s) + z, low, high)` with a true division; NaN, which
+//! has no integer, becomes 0. The functions on rows and pieces run on the calling thread, and say so where they do not.
+
+use crate::activation::{self, Activation};
+use crate::isa::multiversion;
+use crate::quant::Grid;
+use crate::threads::PIECE;
+use rayon::prelude::*;
+
+/// Steps of the sums.
+#[derive(Clone, Copy, Debug)]
+pub enum Scale<'a> {
+    /// One for all columns.
+    One(f32),
+    /// One for each column.
+    Columns(&'a [f32]),
+}
+
+/// What turns the sums of some columns into numbers, a slice entry for each column.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms<'a> {
+    /// Added to the sums: -z_x Σ w, and an integer bias if there is one.
+    pub offset: &'a [i32],
+    /// Multiplied with the result: s_x s_w.
+    pub scale: Scale<'a>,
+    /// Added after scaling.
+    pub bias: Option<&'a [f32]>,
+    /// Applied last.
+    pub activation: Option<Activation>,
+}
+
+impl<'a> Terms<'a> {
+    /// The terms of `count` columns from `first` on, such as those of a piece that an epilogue gets.
+    ///
+    /// # Panics
+    /// If there are fewer columns.
+    pub fn columns(&self, first: usize, count: usize) -> Terms<'a> {
+        let scale = match self.scale {
+            Scale::One(scale) => Scale::One(scale),
+            Scale::Columns(scales) => Scale::Columns(&scales[first..first + count]),
+        };
+        let offset = &self.offset[first..first + count];
+        Terms { offset, scale, bias: self.bias.map(|bias| &bias[first..first + count]), ..*self }
+    }
+}
+
+/// Columns that [`requantise_into`] holds as numbers at a time.
+const CHUNK: usize = 256;
+
+/// out ← act((sum + offset) · scale + bias).
+///
+/// # Panics
+/// If sums, terms and output are not of one length.
+pub fn dequantise_into(sums: &[i32], terms: Terms, out: &mut [f32]) {
+    assert!(sums.len() == out.len() && terms.offset.len() == out.len());
+    match terms.scale {
+        Scale::One(scale) => by_one_scale(sums, terms.offset, scale, out),
+        Scale::Columns(scales) => by_scales(sums, terms.offset, scales, out),
+    }
+    if let Some(bias) = terms.bias {
+        add(bias, out);
+    }
+    if let Some(activation) = terms.activation {
+        activation::forward(activation, out);
+    }
+}
+
+/// The bytes on `grid` of what [`dequantise_into`] gives.
+///
+/// # Panics
+/// As [`dequantise_into`], and if the grid's integers are not bytes.
+pub fn requantise_into(sums: &[i32], terms: Terms, grid: Grid, out: &mut [u8]) {
+    requantise(sums, terms, out, |y, out| quantise_u8_serial(y, grid, out));
+}
+
+/// As [`requantise_into`] with `y · (1 / s)` in place of `y / s`, which may differ by one level where the quotient lies within
+/// its rounding error, 2⁻²³ of it, of half an integer.
+///
+/// # Panics
+/// As [`requantise_into`].
+pub fn requantise_by_reciprocal_into(sums: &[i32], terms: Terms, grid: Grid, out: &mut [u8]) {
+    check(grid);
+    requantise(sums, terms, out, |y, out| levels_by_reciprocal(y, grid, 1.0 / grid.scale, out));
+}
+
+fn requantise(sums: &[i32], terms: Terms, out: &mut [u8], levels: impl Fn(&[f32], &mut [u8])) {
+    assert!(sums.len() == out.len() && terms.offset.len() == out.len());
+    let mut numbers = [0.0; CHUNK];
+    for (i, (sums, out)) in sums.chunks(CHUNK).zip(out.chunks_mut(CHUNK)).enumerate() {
+        let numbers = &mut numbers[..sums.len()];
+        dequantise_into(sums, terms.columns(i * CHUNK, sums.len()), numbers);
+        levels(numbers, out);
+    }
+}
+
+multiversion! {
+    fn by_one_scale(sums: &[i32], offset: &[i32], scale: f32, out: &mut [f32]) {
+        for ((out, &sum), &offset) in out.iter_mut().zip(sums).zip(offset) {
+            *out = sum.wrapping_add(offset) as f32 * scale;
+        }
+    }
+}
+
+multiversion! {
+    fn by_scales(sums: &[i32], offset: &[i32], scales: &[f32], out: &mut [f32]) {
+        assert_eq!(scales.len(), out.len());
+        for (((out, &sum), &offset), &scale) in out.iter_mut().zip(sums).zip(offset).zip(scales) {
+            *out = sum.wrapping_add(offset) as f32 * scale;
+        }
+    }
+}
+
+multiversion! {
+    fn add(bias: &[f32], out: &mut [f32]) {
+        assert_eq!(bias.len(), out.len());
+        for (out, &bias) in out.iter_mut().zip(bias) {
+            *out += bias;
+        }
+    }
+}
+
+/// The bytes of numbers, on all threads.
+///
+/// # Panics
+/// If the lengths differ or the grid's integers are not bytes.
+pub fn quantise_u8(x: &[f32], grid: Grid, out: &mut [u8]) {
+    assert_eq!(x.len(), out.len());
+    let pieces = out.par_chunks_mut(PIECE).zip(x.par_chunks(PIECE));
+    pieces.for_each(|(out, x)| quantise_u8_serial(x, grid, out));
+}
+
+/// As [`quantise_u8`], on the calling thread.
+///
+/// # Panics
+/// As [`quantise_u8`].
+pub fn quantise_u8_serial(x: &[f32], grid: Grid, out: &mut [u8]) {
+    check(grid);
+    assert_eq!(x.len(), out.len());
+    levels(x, grid, out);
+}
+
+/// The numbers of bytes, s (q - z), on all threads.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn dequantise_u8(x: &[u8], grid: Grid, out: &mut [f32]) {
+    assert_eq!(x.len(), out.len());
+    let pieces = out.par_chunks_mut(PIECE).zip(x.par_chunks(PIECE));
+    pieces.for_each(|(out, x)| dequantise_u8_serial(x, grid, out));
+}
+
+/// As [`dequantise_u8`], on the calling thread.
+///
+/// # Panics
+/// As [`dequantise_u8`].
+pub fn dequantise_u8_serial(x: &[u8], grid: Grid, out: &mut [f32]) {
+    assert_eq!(x.len(), out.len());
+    numbers(x, grid, out);
+}
+
+fn check(grid: Grid) {
+    assert!(grid.low >= 0.0 && grid.high <= 255.0, "the integers of {grid:?} are not bytes");
+}
+
+multiversion! {
+    fn levels(x: &[f32], grid: Grid, out: &mut [u8]) {
+        for (out, &x) in out.iter_mut().zip(x) {
+            *out = byte((x / grid.scale).round_ties_even(), grid);
+        }
+    }
+}
+
+multiversion! {
+    fn levels_by_reciprocal(x: &[f32], grid: Grid, reciprocal: f32, out: &mut [u8]) {
+        for (out, &x) in out.iter_mut().zip(x) {
+            *out = byte((x * reciprocal).round_ties_even(), grid);
+        }
+    }
+}
+
+/// The byte of a rounded quotient.
+#[inline(always)]
+fn byte(rounded: f32, grid: Grid) -> u8 {
+    // Beside 2²³ the last bits of a float32 are an integer: cheaper than a conversion that minds what does not fit.
+    const INTEGERS: f32 = 8_388_608.0;
+    let level = (rounded + grid.zero_point).clamp(grid.low, grid.high);
+    (level + INTEGERS).to_bits() as u8
+}
+
+multiversion! {
+    fn numbers(x: &[u8], grid: Grid, out: &mut [f32]) {
+        for (out, &x) in out.iter_mut().zip(x) {
+            *out = grid.scale * (f32::from(x) - grid.zero_point);
+        }
+    }
+}
+
+/// The asymmetric grid of 0..=255 for a row: lo = min(x, 0), hi = max(x, 10⁻⁸), Δ = (hi - lo) / 255, s = max(Δ, 10⁻⁸),
+/// z = clamp(round_half_even(-lo / Δ), 0, 255), in float64, the step then rounded to float32. NaN is passed over.
+pub fn row_grid(x: &[f32]) -> Grid {
+    const SMALLEST: f64 = 1e-8;
+    let (lo, hi) = range(x);
+    let (lo, hi) = (f64::from(lo).min(0.0), f64::from(hi).max(SMALLEST));
+    let delta = (hi - lo) / 255.0;
+    let zero = (-lo / delta).round_ties_even().clamp(0.0, 255.0);
+    Grid { scale: delta.max(SMALLEST) as f32, zero_point: zero as f32, low: 0.0, high: 255.0 }
+}
+
+multiversion! {
+    /// The smallest and the largest number, and 0.
+    fn range(x: &[f32]) -> (f32, f32) {
+        const LANES: usize = 64;
+        let (mut lo, mut hi) = ([0.0f32; LANES], [0.0f32; LANES]);
+        let (chunks, rest) = x.as_chunks::<LANES>();
+        for chunk in chunks {
+            for l in 0..LANES {
+                // A comparison with NaN is false.
+                lo[l] = if chunk[l] < lo[l] { chunk[l] } else { lo[l] };
+                hi[l] = if chunk[l] > hi[l] { chunk[l] } else { hi[l] };
+            }
+        }
+        let all = || lo.iter().chain(&hi).chain(rest);
+        let least = all().fold(0.0f32, |m, &v| if v < m { v } else { m });
+        let largest = all().fold(0.0f32, |m, &v| if v > m { v } else { m });
+        (least, largest)
+    }
+}
