@@ -11,9 +11,11 @@
 //! tap sees. The library prints nothing and holds no `unsafe`.
 #![forbid(unsafe_code)]
 
+pub mod cache;
 pub mod checkpoint;
 pub mod config;
 pub mod data;
+pub mod decode;
 pub mod error;
 pub mod files;
 pub mod inspect;

@@ -9,13 +9,14 @@
 //! [`Tape::compose`] makes one node of any candle expression, differentiated by candle itself: a research
 //! idea starts there and runs at once, on any device and in float64.
 
+use crate::cache::KvCache;
 use crate::profile::{Pass, Profile, Span};
 use crate::slices::{is_fast, slice, with_slice_mut};
 use candle_core::{Result, Shape, Tensor, Var, bail};
 use evenkeel_kernels::gemm::Compute;
 use evenkeel_kernels::optimizer::add_scaled;
 use serde::{Deserialize, Serialize};
-use std::cell::RefCell;
+use std::cell::{RefCell, RefMut};
 
 /// Arithmetic of the matrix products. Sums, norms, softmax, parameters and optimiser state are float32 always.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -155,6 +156,8 @@ pub struct Tape {
     noise: Option<Noise>,
     /// Where to account time, and as what pass the operations that are run now count.
     profile: Option<(Profile, Pass)>,
+    /// What came before the inputs of this pass.
+    cache: Option<RefCell<KvCache>>,
 }
 
 impl Tape {
@@ -165,17 +168,34 @@ impl Tape {
 
     /// A tape that records.
     pub fn recording_as(execution: Execution) -> Self {
-        Self { record: Some(RefCell::default()), execution, noise: None, profile: None }
+        Self { record: Some(RefCell::default()), execution, noise: None, profile: None, cache: None }
     }
 
     /// A tape that keeps nothing, in float32: evaluation and inspection.
     pub fn off() -> Self {
-        Self { record: None, execution: Execution::default(), noise: None, profile: None }
+        Self { record: None, execution: Execution::default(), noise: None, profile: None, cache: None }
     }
 
     /// A tape that keeps nothing and computes as this one does.
     pub fn twin_off(&self) -> Self {
-        Self { record: None, execution: self.execution, noise: self.noise, profile: self.profile.clone() }
+        let profile = self.profile.clone();
+        Self { record: None, execution: self.execution, noise: self.noise, profile, cache: None }
+    }
+
+    /// A tape that keeps nothing but keys and values, in float32: the sequences of `cache` go on. A tape that records has no
+    /// cache, since what is in it was not recorded.
+    pub fn continuing(cache: KvCache) -> Self {
+        Self { cache: Some(RefCell::new(cache)), ..Self::off() }
+    }
+
+    /// The cache of a tape that continues sequences.
+    pub fn cache(&self) -> Option<RefMut<'_, KvCache>> {
+        self.cache.as_ref().map(RefCell::borrow_mut)
+    }
+
+    /// Tokens of each sequence before the first of this pass.
+    pub fn past(&self) -> usize {
+        self.cache().map_or(0, |cache| cache.len())
     }
 
     /// The same tape, on which dropout is on and draws from `noise`; without it there is none.

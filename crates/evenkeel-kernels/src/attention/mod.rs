@@ -6,11 +6,16 @@
 //! that the scores of a block stay in L2, and a causal task never computes keys after its block. The scores are not kept:
 //! the backward recomputes them from the saved row statistic log Σ exp (as in FlashAttention, arXiv 2205.14135).
 //!
-//! `rows` prepares queries and keys (norm, rotation), `softmax` has the variants of a row of scores.
+//! `rows` prepares queries and keys (norm, rotation), `softmax` has the variants of a row of scores, `cache` keeps keys and
+//! values for later queries, and `cached` lets these meet them.
 
+mod cache;
+mod cached;
 mod rows;
 mod softmax;
 
+pub use cache::{CacheKind, HeadCache};
+pub use cached::forward_cached;
 pub use rows::{Prepare, QkNorm, Rope};
 pub use softmax::Softmax;
 
@@ -105,7 +110,6 @@ pub fn forward(shape: Shape, q: &[f32], k: &[f32], v: &[f32], prepare: Prepare, 
     if q.is_empty() {
         return lse;
     }
-    let width = shape.heads * d;
     let shared = Shared::new(out);
     lse.par_chunks_mut(group * t).enumerate().for_each_init(
         || vec![0.0; QUERIES.min(t) * t],
@@ -121,28 +125,47 @@ pub fn forward(shape: Shape, q: &[f32], k: &[f32], v: &[f32], prepare: Prepare, 
                 let queries = shape.query_rows(b, g * group + h);
                 let prepared = prepare.queries(queries, q);
                 let q_all = prepared.as_deref().map_or(queries.view(q, 0, t), |q| View::new(q, t, d));
-                for first in (0..t).step_by(QUERIES) {
-                    let rows = QUERIES.min(t - first);
-                    let keys = shape.keys(first + rows);
-                    let scores = &mut scores[..rows * keys];
-                    gemm_serial_packed(q_all.take(first, rows), &k_t, keys, scores, keys, Write::Replace);
-                    for (i, row) in scores.chunks_exact_mut(keys).enumerate() {
-                        let (hidden, row) = row.split_at_mut(shape.first_key(first + i));
-                        hidden.fill(0.0);
-                        let visible = shape.keys(first + i + 1) - hidden.len();
-                        lse[first + i] = shape.score_row().forward(row, visible);
-                    }
-                    let offset = queries.at(first);
-                    // SAFETY: the window is rows first.. of this task's own head, inside `out`.
-                    unsafe {
-                        let scores = View::new(scores, rows, keys);
-                        gemm_shared_packed(scores, &v, d, &shared, offset, width, Write::Replace);
-                    }
-                }
+                let keep = |row: usize, value| lse[row] = value;
+                // SAFETY: the rows are this task's own head, inside `out`.
+                unsafe { head(&shape, 0, q_all, [&k_t, &v], scores, (queries, &shared), keep) };
             }
         },
     );
     lse
+}
+
+/// One query head: prepared queries `q`, the first at position `past`, against the packed keys and values of all positions so
+/// far, into its `rows` of `out`. `scores` has room for `QUERIES` rows of keys; `keep` gets log Σ exp of every row.
+///
+/// # Safety
+/// The rows must lie inside the buffer, and nobody else may touch them meanwhile.
+unsafe fn head(
+    shape: &Shape,
+    past: usize,
+    q: View,
+    [k_t, v]: [&Packed; 2],
+    scores: &mut [f32],
+    (rows, out): (Rows, &Shared<f32>),
+    mut keep: impl FnMut(usize, f32),
+) {
+    for first in (0..shape.tokens).step_by(QUERIES) {
+        let count = QUERIES.min(shape.tokens - first);
+        let keys = shape.keys(past + first + count);
+        let scores = &mut scores[..count * keys];
+        gemm_serial_packed(q.take(first, count), k_t, keys, scores, keys, Write::Replace);
+        for (i, row) in scores.chunks_exact_mut(keys).enumerate() {
+            let token = past + first + i;
+            let (hidden, row) = row.split_at_mut(shape.first_key(token));
+            hidden.fill(0.0);
+            let visible = shape.keys(token + 1) - hidden.len();
+            keep(first + i, shape.score_row().forward(row, visible));
+        }
+        // SAFETY: the window is rows first.. of the caller's.
+        unsafe {
+            let scores = View::new(scores, count, keys);
+            gemm_shared_packed(scores, v, shape.d_head, out, rows.at(first), rows.stride(), Write::Replace);
+        }
+    }
 }
 
 /// The matrices that [`forward`] never holds, both (sequences, heads, tokens, tokens): the scaled and capped scores before the

@@ -29,6 +29,7 @@ mod portable;
 pub(crate) mod scratch;
 
 pub use gram::{blend_gram, mirror, mirror_serial};
+pub(crate) use pack::bf16_bits;
 
 use crate::isa;
 use crate::threads::Shared;

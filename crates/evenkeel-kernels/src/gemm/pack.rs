@@ -246,7 +246,7 @@ fn line_of_two(even: &[f32], odd: &[f32], line: &mut [u32; 16]) {
 
 /// The upper half of a float32, rounded to nearest, ties to even; NaN stays NaN, quietly.
 #[inline(always)]
-pub(super) fn bf16_bits(x: f32) -> u32 {
+pub(crate) fn bf16_bits(x: f32) -> u32 {
     let bits = x.to_bits();
     let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
     if x.is_nan() { bits >> 16 | 0x40 } else { rounded }

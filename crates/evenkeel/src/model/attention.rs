@@ -127,7 +127,8 @@ impl Attention {
         let mut context_btd = self.mix(tape, tap, layer, &q_btd, &k_btk, &v_btk)?;
         if let Some(gains) = &self.shaped {
             let [a, b, c] = gains.each_ref().map(|p| param(tape, p));
-            context_btd = ops::shaped(tape, &context_btd, &v_btk, [&a, &b, &c])?;
+            let all = values_so_far(tape, layer, &v_btk)?;
+            context_btd = ops::shaped(tape, &context_btd, &v_btk, all.as_ref(), [&a, &b, &c])?;
         }
         context_btd = visit(tap, site(Place::AttnContext), context_btd)?;
         if let Some(gate) = &self.gate {
@@ -166,20 +167,40 @@ impl Attention {
             Inner::Probs => site(Place::AttnProbs),
         };
         let inside = [Inner::QNorm, Inner::KNorm, Inner::Scores, Inner::Probs];
-        if inside.iter().any(|&inner| tap.wants(at(inner))) {
-            let changes = tap.transforms();
-            let tap = RefCell::new(tap);
-            let wants = |inner| tap.borrow().wants(at(inner));
-            let visit = |inner, x| tap.borrow_mut().visit(at(inner), x);
+        let looked = inside.iter().any(|&inner| tap.wants(at(inner)));
+        let changes = looked && tap.transforms();
+        let tap = RefCell::new(tap);
+        let wants = |inner| tap.borrow().wants(at(inner));
+        let visit = |inner, x| tap.borrow_mut().visit(at(inner), x);
+        let seen = |inner, x: Tensor| if wants(inner) { visit(inner, x) } else { Ok(x) };
+        if let Some(mut cache) = tape.cache() {
+            let cache = cache.before(layer)?;
             if changes {
-                let seen = |inner, x: Tensor| if wants(inner) { visit(inner, x) } else { Ok(x) };
-                return ops::attention_composed(&Tape::off(), q_btd, k_btk, v_btk, qk_norm, spec, seen);
+                return ops::attention_cached_composed(q_btd, k_btk, v_btk, qk_norm, spec, cache, seen);
             }
+            let context_btd = ops::attention_cached(tape, q_btd, k_btk, v_btk, qk_norm, spec, cache)?;
+            if looked {
+                ops::look_inside_attention_cached(q_btd, k_btk, qk_norm, spec, cache, wants, visit)?;
+            }
+            return Ok(context_btd);
+        }
+        if changes {
+            return ops::attention_composed(&Tape::off(), q_btd, k_btk, v_btk, qk_norm, spec, seen);
+        }
+        if looked {
             // Who only looks must not change a bit of what is computed: the kernel below runs all the same.
             ops::look_inside_attention(q_btd, k_btk, v_btk, qk_norm, spec, wants, visit)?;
         }
         ops::attention(tape, q_btd, k_btk, v_btk, qk_norm, spec)
     }
+}
+
+/// The values of all tokens so far, if these go on from a cache; v has been added to it.
+fn values_so_far(tape: &Tape, layer: usize, v_btk: &Value) -> CandleResult<Option<Value>> {
+    let Some(mut cache) = tape.cache() else { return Ok(None) };
+    let values = cache.at(layer)?.values(v_btk.tensor().dtype())?;
+    let (sequences, _, width) = v_btk.tensor().dims3()?;
+    Ok(Some(Value::constant(values.reshape((sequences, values.dim(1)?, width))?)))
 }
 
 /// A number for each dropout of the model: of the embedding, and three in each block.

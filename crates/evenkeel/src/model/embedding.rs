@@ -91,7 +91,7 @@ impl Embedding {
     /// # Errors
     /// If the tap or the tensor library refuses.
     pub fn forward(&self, tape: &Tape, tap: &mut dyn Tap, input: &Input) -> Result<Value, ModelError> {
-        let position = self.position.as_ref().map(|p| param(tape, p));
+        let position = self.position.as_ref().map(|p| positions(tape, p)).transpose()?;
         let x = match (&self.table, input) {
             (Table::Tokens(table), Input::Tokens { ids, sequences }) => {
                 let tokens = ids.len() / (*sequences).max(1);
@@ -136,6 +136,18 @@ impl Embedding {
 
 /// Name of the token table, which a tied head reads too.
 pub(super) const TOKEN_TABLE: &str = "embed.token.weight";
+
+/// The positions from that of the pass's first token on.
+fn positions(tape: &Tape, p: &Parameter) -> CandleResult<Value> {
+    let all = param(tape, p);
+    match tape.past() {
+        0 => Ok(all),
+        past => {
+            let rest = all.tensor().dim(0)?.saturating_sub(past);
+            Ok(Value::constant(all.tensor().narrow(0, past, rest)?))
+        }
+    }
+}
 
 /// x (b, t, d) + positions (at least t, d).
 fn added(tape: &Tape, x: &Value, positions: &Value) -> CandleResult<Value> {

@@ -15,7 +15,7 @@ mod transformer;
 mod validate;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use block::Block;
 pub use config::ModelConfig;

@@ -9,7 +9,7 @@ use crate::tap::{NoTap, Place, Site, Tap};
 use crate::tape::{Execution, Gradients, Noise, Precision, Recompute, Tape};
 use candle_core::{DType, Device, Tensor};
 
-fn tiny(name: &str) -> ModelConfig {
+pub(crate) fn tiny(name: &str) -> ModelConfig {
     let mut c = preset(name).unwrap();
     // Heads of four channels: RoPE and the gate's network need some.
     (c.depth, c.width, c.heads, c.vocab, c.context, c.mlp_ratio) = (2, 8, 2, 7, 5, 2);
@@ -92,7 +92,7 @@ fn activation(c: &mut ModelConfig, name: &str) {
 }
 
 /// Every preset, and the settings that no preset uses.
-fn variants() -> Vec<(String, ModelConfig)> {
+pub(crate) fn variants() -> Vec<(String, ModelConfig)> {
     let named = presets().map(|(name, _)| (name.to_string(), tiny(name)));
     let set = SETTINGS.iter().map(|(name, base, change)| {
         let mut c = tiny(base);
@@ -108,7 +108,7 @@ fn noisy(tape: Tape) -> Tape {
 }
 
 /// A float64 copy whose parameters are away from their symmetric starting points.
-fn perturbed(config: &ModelConfig) -> Transformer {
+pub(crate) fn perturbed(config: &ModelConfig) -> Transformer {
     let mut i = 0u64;
     Transformer::new(config.clone(), 5)
         .unwrap()
@@ -123,7 +123,7 @@ fn perturbed(config: &ModelConfig) -> Transformer {
         .unwrap()
 }
 
-const IDS: [u32; 10] = [1, 4, 2, 6, 0, 3, 3, 5, 1, 2];
+pub(crate) const IDS: [u32; 10] = [1, 4, 2, 6, 0, 3, 3, 5, 1, 2];
 const TARGETS: [u32; 10] = [4, 2, 6, 0, 1, 3, 5, 1, 2, 6];
 
 fn loss(model: &Transformer) -> f64 {

@@ -274,6 +274,23 @@ impl Transformer {
         self.head.logits(tape, tap, &x_btd)
     }
 
+    /// Logits of the last position alone, (b, 1, v).
+    ///
+    /// # Errors
+    /// As [`Self::logits`].
+    pub fn last_logits(
+        &self,
+        tape: &Tape,
+        tap: &mut dyn Tap,
+        ids: &[u32],
+        sequences: usize,
+    ) -> Result<Value, ModelError> {
+        let x_btd = self.hidden(tape, tap, ids, sequences)?;
+        let last = x_btd.tensor().dim(1)? - 1;
+        let x_b1d = tape.compose(&[&x_btd], |t| t[0].narrow(1, last, 1)?.contiguous())?;
+        self.head.logits(tape, tap, &x_b1d)
+    }
+
     /// Mean cross-entropy of `targets`, one per id, without holding the logits unless a tap wants them.
     ///
     /// # Errors

@@ -137,6 +137,11 @@ impl QkNormSpec<'_> {
     }
 }
 
+/// The parameters of the norm, none without one, and its ε.
+pub(super) fn norm_values(qk_norm: Option<&QkNormSpec>) -> (Vec<Value>, Epsilon) {
+    qk_norm.map_or((Vec::new(), Epsilon::Outside(0.0)), |norm| (norm.values(), norm.eps))
+}
+
 /// A place inside the operation where a tap may look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Inner {
@@ -150,8 +155,13 @@ pub enum Inner {
     Probs,
 }
 
-/// The kernel's view of norm and rotation, over locked parameters.
-fn prepare<'a>(norm: &'a [Slice], eps: Epsilon, rope: Option<&'a Rope>) -> Prepare<'a> {
+/// The kernel's view of norm and rotation from position `first` on, over locked parameters.
+pub(super) fn prepare<'a>(
+    norm: &'a [Slice],
+    eps: Epsilon,
+    rope: Option<&'a Rope>,
+    first: usize,
+) -> Prepare<'a> {
     let (eps_inside, eps) = (matches!(eps, Epsilon::Inside(_)), eps.value() as f32);
     let norm = match norm {
         [q_gain, k_gain] => Some(QkNorm { q_gain, k_gain, biases: None, eps, eps_inside }),
@@ -160,7 +170,7 @@ fn prepare<'a>(norm: &'a [Slice], eps: Epsilon, rope: Option<&'a Rope>) -> Prepa
         }
         _ => None,
     };
-    Prepare { norm, rope: rope.map(Rope::kernel) }
+    Prepare { norm, rope: rope.map(|rope| rope.kernel(first)) }
 }
 
 /// `softmax(q kᵀ / √d_head) v` per head.
@@ -176,21 +186,20 @@ pub fn attention(
     spec: &AttentionSpec,
 ) -> Result<Value> {
     let _span = tape.span("attention");
-    let norm = qk_norm.as_ref().map_or(Vec::new(), QkNormSpec::values);
+    let (norm, eps) = norm_values(qk_norm.as_ref());
     let inputs: Vec<&Value> = [q, k, v].into_iter().chain(&norm).collect();
     if !all_fast(&inputs) || spec.dropout.is_some() {
         return attention_composed(tape, q, k, v, qk_norm, spec, |_, x| Ok(x));
     }
     let shape = kernel_shape(q.tensor(), spec, tape.compute())?;
     let (tokens, d_head) = (shape.tokens, shape.d_head);
-    let eps = qk_norm.as_ref().map_or(Epsilon::Outside(0.0), |n| n.eps);
     let rope = spec.rope.as_ref().map(|rope| rope.at_least(tokens));
     let norm_tensors: Vec<Tensor> = norm.iter().map(|v| v.tensor().clone()).collect();
     let mut out = vec![0.0; q.tensor().elem_count()];
     let lse = {
         let (qs, ks, vs) = (slice(q.tensor())?, slice(k.tensor())?, slice(v.tensor())?);
         let guards = norm_tensors.iter().map(slice).collect::<Result<Vec<_>>>()?;
-        kernel::forward(shape, &qs, &ks, &vs, prepare(&guards, eps, rope.as_deref()), &mut out)
+        kernel::forward(shape, &qs, &ks, &vs, prepare(&guards, eps, rope.as_deref(), 0), &mut out)
     };
     let out = tensor(out, q.tensor().shape())?;
     let (q, k, v, context) = (q.clone(), k.clone(), v.clone(), out.clone());
@@ -200,7 +209,7 @@ pub fn attention(
             let (qs, ks, vs) = (slice(q.tensor())?, slice(k.tensor())?, slice(v.tensor())?);
             let (out, dy) = (slice(&context)?, slice(&dy)?);
             let guards = norm_tensors.iter().map(slice).collect::<Result<Vec<_>>>()?;
-            kernel::backward(shape, &qs, &ks, &vs, prepare(&guards, eps, rope.as_deref()), &out, &lse, &dy)
+            kernel::backward(shape, &qs, &ks, &vs, prepare(&guards, eps, rope.as_deref(), 0), &out, &lse, &dy)
         };
         for (value, gradient) in [(&q, g.q), (&k, g.k), (&v, g.v)] {
             sink.add(value, tensor(gradient, value.tensor().shape())?)?;
@@ -227,14 +236,13 @@ pub fn look_inside_attention(
     wants: impl Fn(Inner) -> bool,
     mut inner: impl FnMut(Inner, Tensor) -> Result<Tensor>,
 ) -> Result<()> {
-    let norm = qk_norm.as_ref().map_or(Vec::new(), QkNormSpec::values);
+    let (norm, eps) = norm_values(qk_norm.as_ref());
     let inputs: Vec<&Value> = [q, k, v].into_iter().chain(&norm).collect();
     if !all_fast(&inputs) || spec.dropout.is_some() {
         let seen = |place, x: Tensor| if wants(place) { inner(place, x) } else { Ok(x) };
         return attention_composed(&Tape::off(), q, k, v, qk_norm, spec, seen).map(|_| ());
     }
     let (sequences, tokens, width) = q.tensor().dims3()?;
-    let eps = qk_norm.as_ref().map_or(Epsilon::Outside(0.0), |n| n.eps);
     for (i, (place, x, heads)) in
         [(Inner::QNorm, q, spec.heads), (Inner::KNorm, k, spec.kv_heads)].into_iter().enumerate()
     {
@@ -259,7 +267,7 @@ pub fn look_inside_attention(
                 shape,
                 &qs[b * q_size..(b + 1) * q_size],
                 &ks[b * k_size..(b + 1) * k_size],
-                prepare(&guards, eps, rope.as_deref()),
+                prepare(&guards, eps, rope.as_deref(), 0),
             )
         };
         for (place, values) in [(Inner::Scores, scores), (Inner::Probs, probs)] {
@@ -272,7 +280,7 @@ pub fn look_inside_attention(
 }
 
 /// Sizes and switches as the kernel takes them.
-fn kernel_shape(q: &Tensor, spec: &AttentionSpec, compute: Compute) -> Result<Shape> {
+pub(super) fn kernel_shape(q: &Tensor, spec: &AttentionSpec, compute: Compute) -> Result<Shape> {
     let (sequences, tokens, width) = q.dims3()?;
     let d_head = width / spec.heads;
     Ok(Shape {
@@ -303,42 +311,68 @@ pub fn attention_composed(
     spec: &AttentionSpec,
     mut inner: impl FnMut(Inner, Tensor) -> Result<Tensor>,
 ) -> Result<Value> {
-    let norm = qk_norm.as_ref().map_or(Vec::new(), QkNormSpec::values);
+    let (norm, eps) = norm_values(qk_norm.as_ref());
     let inputs: Vec<&Value> = [q, k, v].into_iter().chain(&norm).collect();
-    let eps = qk_norm.as_ref().map_or(Epsilon::Outside(0.0), |n| n.eps);
     let (sequences, tokens, width) = q.tensor().dims3()?;
-    let (heads, kv_heads, d_head) = (spec.heads, spec.kv_heads, width / spec.heads);
     tape.compose(&inputs, |t| {
-        let split = |x: &Tensor, heads: usize| x.reshape((sequences, tokens, heads, d_head));
-        let (mut q, mut k) = (t[0].clone(), t[1].clone());
-        if let [q_gain, k_gain, biases @ ..] = &t[3..] {
-            let bias = |i: usize| biases.get(i);
-            q = inner(Inner::QNorm, normalised(&split(&q, heads)?, q_gain, bias(0), eps)?)?;
-            k = inner(Inner::KNorm, normalised(&split(&k, kv_heads)?, k_gain, bias(1), eps)?)?;
-        }
-        let (mut q, mut k) = (split(&q, heads)?, split(&k, kv_heads)?);
-        if let Some(rope) = &spec.rope {
-            (q, k) = (rope.composed(&q)?, rope.composed(&k)?);
-        }
-        let k = shared_by_heads(&k, heads)?;
-        let v = shared_by_heads(&split(&t[2], kv_heads)?, heads)?;
-        let heads_first = |x: &Tensor| x.transpose(1, 2)?.contiguous();
-        let (q, k, v) = (heads_first(&q)?, heads_first(&k)?, heads_first(&v)?);
-        let mut scores = (q.matmul(&k.t()?.contiguous()?)? * (1.0 / (d_head as f64).sqrt()))?;
-        if spec.softcap > 0.0 {
-            scores = ((scores / spec.softcap)?.tanh()? * spec.softcap)?;
-        }
-        let mut scores = inner(Inner::Scores, scores)?;
-        if spec.causal {
-            let mask = causal_mask(tokens, spec.window, scores.dtype())?.to_device(scores.device())?;
-            scores = scores.broadcast_add(&mask)?;
-        }
-        let mut probs = inner(Inner::Probs, spec.softmax.composed(&scores)?)?;
-        if let Some(dropout) = spec.dropout {
-            probs = (&probs * dropout.mask(probs.dims(), probs.dtype())?)?;
-        }
-        probs.matmul(&v)?.transpose(1, 2)?.reshape((sequences, tokens, width))
+        let (q, k) = normed_and_turned(&t[0], &t[1], &t[3..], eps, spec, 0, &mut inner)?;
+        let v = t[2].reshape((sequences, tokens, spec.kv_heads, width / spec.heads))?;
+        weighted_values(&q, &k, &v, spec, 0, inner)
     })
+}
+
+/// Queries and keys as they meet, (sequences, tokens, heads, d_head), the first token at position `first`. `norm` holds the
+/// gains of queries and keys, and then the biases.
+pub(super) fn normed_and_turned(
+    q: &Tensor,
+    k: &Tensor,
+    norm: &[Tensor],
+    eps: Epsilon,
+    spec: &AttentionSpec,
+    first: usize,
+    inner: &mut dyn FnMut(Inner, Tensor) -> Result<Tensor>,
+) -> Result<(Tensor, Tensor)> {
+    let (sequences, tokens, width) = q.dims3()?;
+    let split = |x: &Tensor, heads: usize| x.reshape((sequences, tokens, heads, width / spec.heads));
+    let (mut q, mut k) = (split(q, spec.heads)?, split(k, spec.kv_heads)?);
+    if let [q_gain, k_gain, biases @ ..] = norm {
+        q = split(&inner(Inner::QNorm, normalised(&q, q_gain, biases.first(), eps)?)?, spec.heads)?;
+        k = split(&inner(Inner::KNorm, normalised(&k, k_gain, biases.get(1), eps)?)?, spec.kv_heads)?;
+    }
+    match &spec.rope {
+        Some(rope) => Ok((rope.composed(&q, first)?, rope.composed(&k, first)?)),
+        None => Ok((q, k)),
+    }
+}
+
+/// The context (sequences, tokens, heads · d_head) of queries (sequences, tokens, heads, d_head), of which the first stands at
+/// position `first`, among keys and values (sequences, positions, kv_heads, d_head).
+pub(super) fn weighted_values(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    spec: &AttentionSpec,
+    first: usize,
+    mut inner: impl FnMut(Inner, Tensor) -> Result<Tensor>,
+) -> Result<Tensor> {
+    let (sequences, tokens, heads, d_head) = q.dims4()?;
+    let heads_first = |x: &Tensor| x.transpose(1, 2)?.contiguous();
+    let (q, k) = (heads_first(q)?, heads_first(&shared_by_heads(k, heads)?)?);
+    let v = heads_first(&shared_by_heads(v, heads)?)?;
+    let mut scores = (q.matmul(&k.t()?.contiguous()?)? * (1.0 / (d_head as f64).sqrt()))?;
+    if spec.softcap > 0.0 {
+        scores = ((scores / spec.softcap)?.tanh()? * spec.softcap)?;
+    }
+    let mut scores = inner(Inner::Scores, scores)?;
+    if spec.causal {
+        let mask = causal_mask(first, tokens, spec.window, scores.dtype())?.to_device(scores.device())?;
+        scores = scores.broadcast_add(&mask)?;
+    }
+    let mut probs = inner(Inner::Probs, spec.softmax.composed(&scores)?)?;
+    if let Some(dropout) = spec.dropout {
+        probs = (&probs * dropout.mask(probs.dims(), probs.dtype())?)?;
+    }
+    probs.matmul(&v)?.transpose(1, 2)?.reshape((sequences, tokens, heads * d_head))
 }
 
 /// QK-norm of x (sequences, tokens, heads, d_head), merged again.
@@ -376,10 +410,12 @@ pub(super) fn shared_by_heads(x: &Tensor, heads: usize) -> Result<Tensor> {
     repeated.contiguous()?.reshape((sequences, tokens, heads, d_head))
 }
 
-/// 0 where a token may look, -1e30 after it and before its window: far below any score, and finite, so that 0 · mask stays 0.
-fn causal_mask(tokens: usize, window: usize, dtype: DType) -> Result<Tensor> {
+/// (tokens, first + tokens), for tokens from position `first` on: 0 where one may look, -1e30 after it and before its window: far
+/// below any score, and finite, so that 0 · mask stays 0.
+fn causal_mask(first: usize, tokens: usize, window: usize, dtype: DType) -> Result<Tensor> {
     let hidden = |i: usize, j: usize| j > i || window > 0 && i - j >= window;
-    let mask: Vec<f32> =
-        (0..tokens).flat_map(|i| (0..tokens).map(move |j| if hidden(i, j) { -1e30 } else { 0.0 })).collect();
-    Tensor::from_vec(mask, (tokens, tokens), &candle_core::Device::Cpu)?.to_dtype(dtype)
+    let entry = |i: usize, j: usize| if hidden(i, j) { -1e30 } else { 0.0 };
+    let end = first + tokens;
+    let mask: Vec<f32> = (first..end).flat_map(|i| (0..end).map(move |j| entry(i, j))).collect();
+    Tensor::from_vec(mask, (tokens, end), &candle_core::Device::Cpu)?.to_dtype(dtype)
 }

@@ -7,6 +7,7 @@
 
 mod activation;
 mod attention;
+mod cached;
 mod dropout;
 mod embedding;
 mod gate;
@@ -24,6 +25,7 @@ pub use activation::{Activation, gated_unit};
 pub use attention::{
     AttentionSpec, Epsilon, Inner, QkNormSpec, Softmax, attention, attention_composed, look_inside_attention,
 };
+pub use cached::{attention_cached, attention_cached_composed, look_inside_attention_cached};
 pub use dropout::{Dropout, dropout};
 pub use embedding::embedding;
 pub use gate::{constant_logits, gate_by, gate_logits, gate_network, openness, sigmoid_gate};

@@ -125,32 +125,41 @@ impl Rope {
 
     /// This table, or that of a longer sequence.
     pub(super) fn at_least(self: &Arc<Self>, tokens: usize) -> Arc<Self> {
+        // One that serves every length is made with room to grow, for sequences that go on token by token.
+        let (shared, room) = match self.scaling {
+            RopeScaling::Dynamic { .. } => (false, tokens),
+            _ => (true, tokens.next_power_of_two()),
+        };
         if tokens <= self.positions {
             return self.clone();
         }
         // A poisoned lock would mean that making a table panicked; it is made again.
         let mut longer = self.longer.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        match longer.as_ref().filter(|table| table.positions == tokens) {
+        let serves = |table: &&Arc<Self>| table.positions == tokens || shared && table.positions > tokens;
+        match longer.as_ref().filter(serves) {
             Some(table) => table.clone(),
             None => {
-                let table = Arc::new(Self::new(self.base, 2 * self.half, tokens, self.scaling));
+                let table = Arc::new(Self::new(self.base, 2 * self.half, room, self.scaling));
                 *longer = Some(table.clone());
                 table
             }
         }
     }
 
-    pub(super) fn kernel(&self) -> kernel::Rope<'_> {
-        kernel::Rope { cos: &self.cos, sin: &self.sin, half: self.half }
+    /// The angles from position `first` on, which the table must hold.
+    pub(super) fn kernel(&self, first: usize) -> kernel::Rope<'_> {
+        let past = (first * self.half).min(self.cos.len());
+        kernel::Rope { cos: &self.cos[past..], sin: &self.sin[past..], half: self.half }
     }
 
-    /// x (sequences, tokens, heads, d_head), turned by angles in float64.
-    pub(super) fn composed(&self, x: &Tensor) -> Result<Tensor> {
+    /// x (sequences, tokens, heads, d_head), the first token at position `first`, turned by angles in float64.
+    pub(super) fn composed(&self, x: &Tensor, first: usize) -> Result<Tensor> {
         let (_, tokens, _, d_head) = x.dims4()?;
-        let frequencies = self.scaling.frequencies(self.base, self.half, tokens.max(self.positions));
+        let end = first + tokens;
+        let frequencies = self.scaling.frequencies(self.base, self.half, end.max(self.positions));
         let make = |f: fn(f64) -> f64| {
             let row = |t: usize| frequencies.iter().map(move |&w| f(t as f64 * w));
-            let values: Vec<f64> = (0..tokens).flat_map(row).collect();
+            let values: Vec<f64> = (first..end).flat_map(row).collect();
             Tensor::from_vec(values, (tokens, 1, self.half), &Device::Cpu)?.to_dtype(x.dtype())
         };
         let (cos, sin) = (make(f64::cos)?, make(f64::sin)?);
@@ -176,7 +185,7 @@ mod tests {
         let row: Vec<f64> = (0..8).map(|i| (i as f64 * 1.3).sin()).collect();
         let x = Tensor::from_vec(row.repeat(6), (1, 6, 1, 8), &Device::Cpu)?;
         // Longer than the table.
-        let y = rope.composed(&x)?.reshape((6, 8))?.to_vec2::<f64>()?;
+        let y = rope.composed(&x, 0)?.reshape((6, 8))?.to_vec2::<f64>()?;
         let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
         for turned in &y {
             assert!((dot(turned, turned) - dot(&row, &row)).abs() < 1e-12);

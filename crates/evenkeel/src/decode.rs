@@ -1,0 +1,146 @@
+//! A model that goes on token by token: prefill what is given, then decode one token at a time.
+//!
+//! **When the context is full.** Keys and values hold for the positions that their tokens had, so nothing can be dropped from
+//! the middle of a pass. The decoder then empties its cache and runs the latest tokens again as a new beginning: half a
+//! context of those it holds, and the new ones. A first prefill that is longer than the context is cut to its last
+//! tokens. Angles of a dynamic RoPE scaling change with every token beyond the length that it starts from, so there
+//! every call runs all tokens again.
+
+use crate::cache::{CacheKind, KvCache};
+use crate::model::{ModelError, Transformer};
+use crate::ops::RopeScaling;
+use crate::tap::{NoTap, Tap};
+use crate::tape::Tape;
+use candle_core::Tensor;
+
+#[cfg(test)]
+mod tests;
+
+/// A batch of sequences of equal length that a causal language model continues.
+pub struct Decoder<'a> {
+    model: &'a Transformer,
+    tape: Tape,
+    sequences: usize,
+    /// What the cache holds, for the time when it is full.
+    ids: Vec<Vec<u32>>,
+}
+
+impl<'a> Decoder<'a> {
+    /// With nothing held yet.
+    ///
+    /// # Errors
+    /// If the model does not predict the next token, or there is no sequence.
+    pub fn new(model: &'a Transformer, sequences: usize, kind: CacheKind) -> Result<Self, ModelError> {
+        if !model.config().predicts_next_token() {
+            return Err(ModelError::NoNextToken);
+        }
+        if sequences == 0 {
+            return Err(ModelError::Empty);
+        }
+        let tape = Tape::continuing(KvCache::new(model.config(), sequences, kind));
+        Ok(Self { model, tape, sequences, ids: vec![Vec::new(); sequences] })
+    }
+
+    /// Runs any number of tokens of each sequence, (sequences, tokens), after those held; gives the logits of the last
+    /// position, (sequences, vocab).
+    ///
+    /// # Errors
+    /// Ids beyond the vocabulary, none, or not as many for each sequence: nothing is added then.
+    pub fn prefill(&mut self, ids: &[u32]) -> Result<Tensor, ModelError> {
+        self.run(&mut NoTap, ids)
+    }
+
+    /// Runs one token of each sequence, after those held; gives its logits, (sequences, vocab).
+    ///
+    /// # Errors
+    /// As [`Self::prefill`].
+    pub fn decode(&mut self, ids: &[u32]) -> Result<Tensor, ModelError> {
+        if ids.len() != self.sequences {
+            return Err(ModelError::Empty);
+        }
+        self.run(&mut NoTap, ids)
+    }
+
+    /// As [`Self::prefill`], with a tap that looks or reaches in. It sees the new tokens alone (all held tokens again where the
+    /// cache starts anew), scores and probabilities with those of all keys, and the logits of the last position.
+    ///
+    /// # Errors
+    /// As there, and what the tap returns.
+    pub fn run(&mut self, tap: &mut dyn Tap, ids: &[u32]) -> Result<Tensor, ModelError> {
+        let new = ids.len() / self.sequences;
+        if new == 0 || !ids.len().is_multiple_of(self.sequences) {
+            return Err(ModelError::Empty);
+        }
+        let anew = self.beginning(new);
+        let count = anew.unwrap_or(new);
+        // The latest `count` tokens of each sequence.
+        let latest = |(held, new): (&Vec<u32>, &[u32])| -> Vec<u32> {
+            let skipped = held.len() + new.len() - count;
+            held.iter().chain(new).skip(skipped).copied().collect()
+        };
+        let input: Vec<u32> = self.ids.iter().zip(ids.chunks_exact(new)).flat_map(latest).collect();
+        self.model.check_input(&input, self.sequences)?;
+        if anew.is_some() {
+            self.reset();
+        }
+        let logits = self.model.last_logits(&self.tape, tap, &input, self.sequences)?;
+        for (held, input) in self.ids.iter_mut().zip(input.chunks_exact(count)) {
+            held.extend(input);
+        }
+        if let Some(mut cache) = self.tape.cache() {
+            cache.advance(count);
+        }
+        Ok(logits.tensor().squeeze(1)?)
+    }
+
+    /// How many of the latest tokens are a new beginning once there are `new` more; `None` if the cache can go on.
+    fn beginning(&self, new: usize) -> Option<usize> {
+        let (c, total) = (self.model.config(), self.len() + new);
+        let turns = match c.rope_scaling {
+            RopeScaling::Dynamic { original, .. } => total as f64 > original,
+            _ => false,
+        };
+        match total > c.context {
+            true => Some(total.min(c.context).min(c.context / 2 + new)),
+            false => turns.then_some(total),
+        }
+    }
+
+    /// Forgets everything.
+    pub fn reset(&mut self) {
+        self.ids.iter_mut().for_each(Vec::clear);
+        if let Some(mut cache) = self.tape.cache() {
+            cache.clear();
+        }
+    }
+
+    /// The same decoder for `times` copies of its sequences, all of them one after the other, which may then go different ways.
+    pub fn repeated(mut self, times: usize) -> Self {
+        if let Some(mut cache) = self.tape.cache() {
+            cache.repeat(times);
+        }
+        self.sequences *= times;
+        self.ids = vec![self.ids.clone(); times].concat();
+        self
+    }
+
+    /// Tokens held of each sequence, at most the model's context.
+    pub fn len(&self) -> usize {
+        self.tape.past()
+    }
+
+    /// Whether no token is held.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Number of sequences.
+    pub fn sequences(&self) -> usize {
+        self.sequences
+    }
+
+    /// Bytes of the keys and values that are held.
+    pub fn cache_bytes(&self) -> usize {
+        self.tape.cache().map_or(0, |cache| cache.bytes())
+    }
+}
