@@ -16,6 +16,7 @@ mod amx;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+pub mod layer;
 mod micro;
 #[cfg(target_arch = "aarch64")]
 mod neon;

@@ -8,6 +8,7 @@ use super::ModelError;
 use super::config::{ModelConfig, Positions};
 use super::input::Input;
 use super::layers::{Gain, Linear, NormLayer, normed, param, projected, visit};
+use super::matrix::Matrix;
 use super::params::{Builder, Parameter, Start};
 use crate::ops::{self, Dropout};
 use crate::tap::{Place, Site, Tap};
@@ -18,7 +19,7 @@ use candle_core::{Result as CandleResult, Tensor};
 #[derive(Clone, Debug)]
 pub struct Embedding {
     table: Table,
-    position: Option<Parameter>,
+    position: Option<Matrix>,
     scale: Gain,
     proj: Option<Linear>,
     norm: Option<NormLayer>,
@@ -30,7 +31,7 @@ pub struct Embedding {
 /// Where the vectors come from.
 #[derive(Clone, Debug)]
 enum Table {
-    Tokens(Parameter),
+    Tokens(Matrix),
     Patches { size: usize, matrix: Linear, class: Parameter },
 }
 
@@ -40,7 +41,7 @@ impl Embedding {
         let (d, d_embed) = (c.width, c.d_embed());
         let start = Start::Normal(c.init.std(d_embed));
         let table = match c.patch_size {
-            0 => Table::Tokens(b.parameter(TOKEN_TABLE.into(), &[c.vocab, d_embed], start)?),
+            0 => Table::Tokens(b.matrix(TOKEN_TABLE.into(), [c.vocab, d_embed], start)?),
             size => {
                 let fan_in = c.image[2] * size * size;
                 let matrix_start = Start::Normal(c.init.std(fan_in));
@@ -52,9 +53,7 @@ impl Embedding {
             }
         };
         let position = match c.positions {
-            Positions::Learned => {
-                Some(b.parameter("embed.position.weight".into(), &[c.context, d], start)?)
-            }
+            Positions::Learned => Some(b.matrix("embed.position.weight".into(), [c.context, d], start)?),
             Positions::Rope | Positions::None => None,
         };
         let proj = match c.has_embed_proj() {
@@ -74,7 +73,7 @@ impl Embedding {
     }
 
     /// The token table, for a head that shares it.
-    pub(super) fn token_table(&self) -> Option<&Parameter> {
+    pub(super) fn token_table(&self) -> Option<&Matrix> {
         match &self.table {
             Table::Tokens(table) => Some(table),
             Table::Patches { .. } => None,
@@ -91,18 +90,25 @@ impl Embedding {
     /// # Errors
     /// If the tap or the tensor library refuses.
     pub fn forward(&self, tape: &Tape, tap: &mut dyn Tap, input: &Input) -> Result<Value, ModelError> {
-        let position = self.position.as_ref().map(|p| positions(tape, p)).transpose()?;
+        let position = self.position.as_ref().map(|p| positions(tape, p, input)).transpose()?;
         let x = match (&self.table, input) {
             (Table::Tokens(table), Input::Tokens { ids, sequences }) => {
-                let tokens = ids.len() / (*sequences).max(1);
                 let plain = matches!(self.scale, Gain::Fixed(1.0)) && !self.position_last;
-                // The kernel adds positions on the way where nothing stands between.
-                let at_once = position.as_ref().filter(|_| plain);
-                let mut x = ops::embedding(tape, &param(tape, table), at_once, ids, *sequences, tokens)?;
-                if !plain {
-                    x = self.scale.times(tape, &x)?;
-                }
-                let apart = position.as_ref().filter(|_| !plain);
+                let tokens = ids.len() / (*sequences).max(1);
+                let (mut x, apart) = match table {
+                    Matrix::Float(table) => {
+                        // The kernel adds positions on the way where nothing stands between.
+                        let at_once = position.as_ref().filter(|_| plain);
+                        let x = ops::embedding(tape, &param(tape, table), at_once, ids, *sequences, tokens)?;
+                        (x, position.as_ref().filter(|_| !plain))
+                    }
+                    Matrix::Stored(table) => {
+                        let rows = table.rows(ids.iter().map(|&id| id as usize))?;
+                        let width = rows.dim(1)?;
+                        (Value::constant(rows.reshape((*sequences, tokens, width))?), position.as_ref())
+                    }
+                };
+                x = self.scale.times(tape, &x)?;
                 if let Some(position) = apart.filter(|_| !self.position_last) {
                     x = added(tape, &x, position)?;
                 }
@@ -137,14 +143,21 @@ impl Embedding {
 /// Name of the token table, which a tied head reads too.
 pub(super) const TOKEN_TABLE: &str = "embed.token.weight";
 
-/// The positions from that of the pass's first token on.
-fn positions(tape: &Tape, p: &Parameter) -> CandleResult<Value> {
-    let all = param(tape, p);
-    match tape.past() {
-        0 => Ok(all),
-        past => {
-            let rest = all.tensor().dim(0)?.saturating_sub(past);
-            Ok(Value::constant(all.tensor().narrow(0, past, rest)?))
+/// The positions of the pass's tokens, and maybe of later ones.
+fn positions(tape: &Tape, table: &Matrix, input: &Input) -> CandleResult<Value> {
+    let past = tape.past();
+    match table {
+        Matrix::Stored(table) => {
+            let end = match input {
+                Input::Tokens { ids, sequences } => past + ids.len() / (*sequences).max(1),
+                Input::Images { .. } => table.shape()[0],
+            };
+            Ok(Value::constant(table.rows(past..end)?))
+        }
+        Matrix::Float(p) if past == 0 => Ok(param(tape, p)),
+        Matrix::Float(p) => {
+            let rest = p.tensor.dim(0)?.saturating_sub(past);
+            Ok(Value::constant(p.tensor.narrow(0, past, rest)?))
         }
     }
 }

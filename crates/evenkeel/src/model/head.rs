@@ -6,11 +6,12 @@ use super::ModelError;
 use super::config::{ModelConfig, Norm, Readout};
 use super::embedding::TOKEN_TABLE;
 use super::layers::{Linear, NormLayer, normed, param, projected, visit};
+use super::matrix::{Matrix, StoredMatrix};
 use super::params::{Builder, Parameter, Start};
 use crate::ops::{self, Activation};
 use crate::tap::{Place, Site, Tap};
 use crate::tape::{Tape, Value};
-use candle_core::Result as CandleResult;
+use candle_core::{Result as CandleResult, Tensor};
 
 /// What turns the stream that leaves the last block into logits.
 #[derive(Clone, Debug)]
@@ -19,7 +20,8 @@ pub struct Head {
     proj: Option<Linear>,
     transform: Option<Transform>,
     /// `None` for a model without a head.
-    weight: Option<Parameter>,
+    weight: Option<Matrix>,
+    /// `None` too where the stored matrix holds it.
     bias: Option<Parameter>,
     readout: Readout,
     parameters: Vec<Parameter>,
@@ -35,11 +37,7 @@ struct Transform {
 
 impl Head {
     /// `shared` is the token table of a model that is built whole; a tied head that is built alone asks for it again.
-    pub(super) fn new(
-        b: &mut Builder,
-        c: &ModelConfig,
-        shared: Option<&Parameter>,
-    ) -> Result<Self, ModelError> {
+    pub(super) fn new(b: &mut Builder, c: &ModelConfig, shared: Option<&Matrix>) -> Result<Self, ModelError> {
         let mark = b.mark();
         let (d, d_embed) = (c.width, c.d_embed());
         let norm = NormLayer::new(b, "final_norm", c.final_norm, c)?;
@@ -60,8 +58,8 @@ impl Head {
         let weight = match (headed, c.tie_head, shared) {
             (false, ..) => None,
             (true, true, Some(table)) => Some(table.clone()),
-            (true, true, None) => Some(b.parameter(TOKEN_TABLE.into(), &[c.vocab, d_embed], start)?),
-            (true, false, _) => Some(b.parameter("head.weight".into(), &[c.vocab, d_embed], start)?),
+            (true, true, None) => Some(b.matrix(TOKEN_TABLE.into(), [c.vocab, d_embed], start)?),
+            (true, false, _) => Some(b.matrix("head.weight".into(), [c.vocab, d_embed], start)?),
         };
         let bias = match c.head_bias {
             true => Some(b.parameter("head.bias".into(), &[c.vocab], Start::Constant(0.0))?),
@@ -99,8 +97,12 @@ impl Head {
             Readout::First => tape.compose(&[x_btd], |t| t[0].narrow(1, 0, 1)?.contiguous())?,
             Readout::Tokens | Readout::None => x_btd.clone(),
         };
-        let (x, weight, bias) = self.before(tape, x)?;
-        let logits = ops::linear(tape, &x, &weight, bias.as_ref(), None)?;
+        let logits = match self.before(tape, x)? {
+            (x, Matrix::Float(weight), bias) => {
+                ops::linear(tape, &x, &param(tape, &weight), bias.as_ref(), None)?
+            }
+            (x, Matrix::Stored(matrix), bias) => stored_logits(&matrix, x.tensor(), bias.as_ref())?,
+        };
         Ok(visit(tap, Site::outside(Place::Logits), logits)?)
     }
 
@@ -115,8 +117,14 @@ impl Head {
         x_btd: &Value,
         targets: &[u32],
     ) -> Result<Value, ModelError> {
-        let (x, weight, bias) = self.before(tape, x_btd.clone())?;
         let site = Site::outside(Place::Logits);
+        let (x, weight, bias) = match self.before(tape, x_btd.clone())? {
+            (x, Matrix::Float(weight), bias) => (x, param(tape, &weight), bias),
+            (x, Matrix::Stored(matrix), bias) => {
+                let logits = visit(tap, site, stored_logits(&matrix, x.tensor(), bias.as_ref())?)?;
+                return Ok(ops::cross_entropy(tape, &logits, targets)?);
+            }
+        };
         if tap.wants(site) {
             let constant = |v: &Value| Value::constant(v.tensor().clone());
             let bias = bias.as_ref().map(constant);
@@ -127,15 +135,24 @@ impl Head {
     }
 
     /// What the head's matrix reads, the matrix, and its bias.
-    fn before(&self, tape: &Tape, x: Value) -> Result<(Value, Value, Option<Value>), ModelError> {
+    fn before(&self, tape: &Tape, x: Value) -> Result<(Value, Matrix, Option<Value>), ModelError> {
         let weight = self.weight.as_ref().ok_or(ModelError::NoHead)?;
         let x = projected(tape, &self.proj, x)?;
         let x = match &self.transform {
             Some(transform) => transform.forward(tape, &x)?,
             None => x,
         };
-        Ok((x, param(tape, weight), self.bias.as_ref().map(|bias| param(tape, bias))))
+        Ok((x, weight.clone(), self.bias.as_ref().map(|bias| param(tape, bias))))
     }
+}
+
+/// x Wᵀ + b of a stored matrix.
+fn stored_logits(matrix: &StoredMatrix, x: &Tensor, bias: Option<&Value>) -> CandleResult<Value> {
+    let logits = matrix.forward(x, None)?;
+    Ok(Value::constant(match bias {
+        Some(bias) => logits.broadcast_add(bias.tensor())?,
+        None => logits,
+    }))
 }
 
 impl Transform {

@@ -2,6 +2,7 @@
 
 use super::ModelError;
 use super::config::{ModelConfig, Norm, Projection};
+use super::matrix::Matrix;
 use super::params::{Builder, Parameter, Start};
 use crate::ops::{self, Dropout, NormSpec};
 use crate::tap::{Site, Tap};
@@ -11,7 +12,8 @@ use candle_core::{Device, Result as CandleResult, Tensor};
 /// A matrix with an optional bias; reparametrised around the identity if it has that part.
 #[derive(Clone, Debug)]
 pub(super) struct Linear {
-    weight: Parameter,
+    weight: Matrix,
+    /// `None` too where the stored matrix holds it.
     bias: Option<Parameter>,
     identity: Option<Identity>,
 }
@@ -32,15 +34,17 @@ impl Linear {
         start: Start,
         biased: bool,
     ) -> Result<Self, ModelError> {
-        Ok(Self {
-            weight: b.parameter(format!("{name}.weight"), &[d_out, d_in], start)?,
-            bias: if biased {
-                Some(b.parameter(format!("{name}.bias"), &[d_out], Start::Constant(0.0))?)
-            } else {
+        let weight = b.matrix(format!("{name}.weight"), [d_out, d_in], start)?;
+        let bias_name = format!("{name}.bias");
+        let bias = match (&weight, biased) {
+            (_, false) => None,
+            (Matrix::Float(_), true) => Some(b.parameter(bias_name, &[d_out], Start::Constant(0.0))?),
+            (Matrix::Stored(_), true) => {
+                b.held(bias_name, d_out);
                 None
-            },
-            identity: None,
-        })
+            }
+        };
+        Ok(Self { weight, bias, identity: None })
     }
 
     /// A matrix between the token table or the head and the stream: orthogonal at the start if it is square.
@@ -84,15 +88,16 @@ impl Linear {
         x: &Value,
         act: Option<ops::Activation>,
     ) -> CandleResult<Value> {
-        let (weight, bias) = self.values(tape);
-        let y = ops::linear(tape, x, &weight, bias.as_ref(), act)?;
+        let y = match &self.weight {
+            Matrix::Float(weight) => {
+                let bias = self.bias.as_ref().map(|b| param(tape, b));
+                ops::linear(tape, x, &param(tape, weight), bias.as_ref(), act)?
+            }
+            Matrix::Stored(matrix) => Value::constant(matrix.forward(x.tensor(), act)?),
+        };
         let Some(identity) = &self.identity else { return Ok(y) };
         let passed = ops::scale(tape, x, &param(tape, &identity.skip))?;
         ops::residual(tape, &passed, &y, &param(tape, &identity.gain))
-    }
-
-    fn values(&self, tape: &Tape) -> (Value, Option<Value>) {
-        (param(tape, &self.weight), self.bias.as_ref().map(|b| param(tape, b)))
     }
 }
 
@@ -251,10 +256,12 @@ impl Joint {
     ) -> CandleResult<Value> {
         let seen = tap.wants(out_site) || tap.wants(branch_site);
         let plain = self.out.identity.is_none() && dropout.is_none() && !seen;
-        if let (Some(skip), Gain::Fixed(beta), true) = (self.skip, &self.beta, plain) {
+        if let (Some(skip), Gain::Fixed(beta), Matrix::Float(weight), true) =
+            (self.skip, &self.beta, &self.out.weight, plain)
+        {
             let x = Gain::Fixed(skip).times(tape, &x)?;
-            let (weight, bias) = self.out.values(tape);
-            return ops::linear_onto(tape, &x, inner, &weight, bias.as_ref(), *beta as f32);
+            let bias = self.out.bias.as_ref().map(|b| param(tape, b));
+            return ops::linear_onto(tape, &x, inner, &param(tape, weight), bias.as_ref(), *beta as f32);
         }
         let branch = visit(tap, out_site, self.out.forward(tape, inner, None)?)?;
         let branch = ops::dropout(tape, branch, dropout)?;

@@ -5,10 +5,12 @@
 //! seed and its name alone, so two models share what they have in common.
 
 use super::ModelError;
+use super::matrix::{Matrix, StoredMatrix};
 use super::transformer::Reader;
 use crate::random::{mix, uniform as uniform_below_one};
 use candle_core::{DType, Device, Tensor};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// A parameter of a model.
 #[derive(Clone, Debug)]
@@ -40,6 +42,8 @@ pub enum Source<'a> {
     Tensors(&'a mut BTreeMap<String, Tensor>),
     /// Read one by one, as they are asked for.
     Reader(&'a Reader<'a>),
+    /// Matrices that are stored otherwise than as parameters, by name, each taken out; the rest is read.
+    Stored(&'a mut BTreeMap<String, StoredMatrix>, &'a Reader<'a>),
     /// Shapes only: zero-sized stand-ins for counting (`--dry-run`).
     Shapes,
 }
@@ -89,7 +93,7 @@ impl<'a> Builder<'a> {
         let tensor = match &mut self.source {
             Source::Seed(seed) => initial(*seed, &name, shape, start)?,
             Source::Shapes => Tensor::zeros(0, DType::F32, &Device::Cpu)?,
-            Source::Reader(read) => read(&name, shape)?,
+            Source::Reader(read) | Source::Stored(_, read) => read(&name, shape)?,
             Source::Tensors(map) => match map.remove(&name) {
                 Some(tensor) if tensor.dims() == shape => tensor.contiguous()?,
                 found => {
@@ -106,12 +110,42 @@ impl<'a> Builder<'a> {
         Ok(parameter)
     }
 
+    /// The next parameter, a matrix (out, in). One that is stored otherwise holds its bias, so that none is asked for.
+    ///
+    /// # Errors
+    /// As [`Self::parameter`].
+    pub(super) fn matrix(
+        &mut self,
+        name: String,
+        shape: [usize; 2],
+        start: Start,
+    ) -> Result<Matrix, ModelError> {
+        let stored = match &mut self.source {
+            Source::Stored(matrices, _) => matrices.remove(&name),
+            _ => None,
+        };
+        let Some(stored) = stored else { return Ok(Matrix::Float(self.parameter(name, &shape, start)?)) };
+        if stored.shape() != shape {
+            self.problems.push(format!("{name} has shape {:?}, not {shape:?}", stored.shape()));
+        }
+        self.shapes.push((name, shape.to_vec()));
+        Ok(Matrix::Stored(Arc::new(stored)))
+    }
+
+    /// Notes a vector that a stored matrix holds.
+    pub(super) fn held(&mut self, name: String, size: usize) {
+        self.shapes.push((name, vec![size]));
+    }
+
     /// All parameters.
     ///
     /// # Errors
     /// Every discrepancy between the given tensors and what the model needs.
     pub fn finish(mut self) -> Result<Vec<Parameter>, ModelError> {
         if let Source::Tensors(map) = &self.source {
+            self.problems.extend(map.keys().map(|name| format!("{name} is not part of this model")));
+        }
+        if let Source::Stored(map, _) = &self.source {
             self.problems.extend(map.keys().map(|name| format!("{name} is not part of this model")));
         }
         if self.problems.is_empty() {

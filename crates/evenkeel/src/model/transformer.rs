@@ -11,6 +11,7 @@ use super::config::{ModelConfig, Positions};
 use super::embedding::Embedding;
 use super::head::Head;
 use super::input::{Input, check_ids};
+use super::matrix::StoredMatrix;
 use super::params::{Builder, Parameter, Source};
 use crate::ops::Rope;
 use crate::tap::Tap;
@@ -27,6 +28,8 @@ pub(crate) type Shapes = Vec<(String, Vec<usize>)>;
 pub struct Transformer {
     config: ModelConfig,
     parameters: Vec<Parameter>,
+    /// Scalars of all parameters, also of matrices that are stored otherwise.
+    count: usize,
     embedding: Embedding,
     blocks: Vec<Block>,
     head: Head,
@@ -168,6 +171,18 @@ impl Transformer {
         Self::build(config, Source::Reader(reader)).map(|(model, _)| model)
     }
 
+    /// A model some of whose matrices are stored otherwise, `reader` having its other parameters.
+    ///
+    /// # Errors
+    /// If the configuration makes no network, the reader's, or matrices that do not fit.
+    pub fn stored(
+        config: ModelConfig,
+        matrices: &mut BTreeMap<String, StoredMatrix>,
+        reader: &Reader,
+    ) -> Result<Self, ModelError> {
+        Self::build(config, Source::Stored(matrices, reader)).map(|(model, _)| model)
+    }
+
     fn build(config: ModelConfig, source: Source) -> Result<(Self, Shapes), ModelError> {
         config.validate()?;
         let c = &config;
@@ -179,8 +194,9 @@ impl Transformer {
         let blocks = blocks.collect::<Result<Vec<_>, _>>()?;
         let head = Head::new(&mut b, c, embedding.token_table())?;
         let shapes = std::mem::take(&mut b.shapes);
+        let count = shapes.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
         let parameters = b.finish()?;
-        Ok((Self { config, parameters, embedding, blocks, head }, shapes))
+        Ok((Self { config, parameters, count, embedding, blocks, head }, shapes))
     }
 
     /// What the model is.
@@ -195,7 +211,7 @@ impl Transformer {
 
     /// Number of scalars in all parameters.
     pub fn parameter_count(&self) -> usize {
-        self.parameters.iter().map(|p| p.tensor.elem_count()).sum()
+        self.count
     }
 
     /// The same network in another dtype, with copies of the parameters (float64 for exact checks).

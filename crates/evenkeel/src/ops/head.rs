@@ -53,15 +53,31 @@ pub fn head_cross_entropy(
     }))
 }
 
+/// The same of logits (..., vocab) that are there, biases included.
+///
+/// # Errors
+/// If shapes disagree.
+pub fn cross_entropy(tape: &Tape, logits: &Value, targets: &[u32]) -> Result<Value> {
+    let _span = tape.span("head");
+    let (rows, vocab) = flat(logits.tensor())?;
+    tape.compose(&[logits], |t| loss_of(&t[0].reshape((rows, vocab))?, targets))
+}
+
 fn composed(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, targets: &[u32]) -> Result<Tensor> {
     let (rows, width) = flat(x)?;
     let mut logits = x.reshape((rows, width))?.matmul(&weight.t()?)?;
     if let Some(bias) = bias {
         logits = logits.broadcast_add(bias)?;
     }
+    loss_of(&logits, targets)
+}
+
+/// Of logits (rows, vocab).
+fn loss_of(logits: &Tensor, targets: &[u32]) -> Result<Tensor> {
+    let rows = targets.len();
     let peak = logits.max_keepdim(D::Minus1)?.detach();
     let shifted = logits.broadcast_sub(&peak)?;
     let log_sum = shifted.exp()?.sum_keepdim(D::Minus1)?.log()?;
-    let index = Tensor::from_slice(targets, (rows, 1), x.device())?;
+    let index = Tensor::from_slice(targets, (rows, 1), logits.device())?;
     (log_sum - shifted.gather(&index, 1)?)?.mean_all()
 }

@@ -29,7 +29,7 @@ pub use cached::{attention_cached, attention_cached_composed, look_inside_attent
 pub use dropout::{Dropout, dropout};
 pub use embedding::embedding;
 pub use gate::{constant_logits, gate_by, gate_logits, gate_network, openness, sigmoid_gate};
-pub use head::head_cross_entropy;
+pub use head::{cross_entropy, head_cross_entropy};
 pub use linear::{linear, linear_onto};
 pub use norm::{NormSpec, dynamic_tanh, norm};
 pub use residual::{residual, scale};

@@ -7,6 +7,7 @@
 
 mod comparison;
 pub mod grid;
+pub mod int8;
 pub mod places;
 pub mod range;
 mod report;
@@ -69,6 +70,16 @@ pub enum QuantError {
         /// Its name.
         scheme: String,
     },
+    /// A quantiser that the integer model does not have.
+    #[error(
+        "{site} has the quantiser \"{words}\", and the integer model multiplies int8 alone: weights symmetric per tensor or channel, activations asymmetric, static per tensor or dynamic per token"
+    )]
+    NotInt8 {
+        /// Site or parameter.
+        site: String,
+        /// Its quantiser.
+        words: String,
+    },
     /// A glob that matches nothing.
     #[error("\"{pattern}\" matches no site and no weight of this model")]
     PatternFitsNothing {
@@ -106,6 +117,9 @@ impl Hint for QuantError {
             QuantError::SchemeText { .. } => "`evenkeel config show w8a8` prints one to start from".into(),
             QuantError::UnknownWord { .. } | QuantError::Words { .. } => {
                 "docs/quantisation.md explains the words; `evenkeel config show w8a8` shows them in use".into()
+            }
+            QuantError::NotInt8 { .. } => {
+                "use --scheme w8a8, w8a8_int8_head, w8a8_channel or w8a8_token with --out; the others are simulated".into()
             }
             QuantError::FitsNothing { .. } => "give it weights or activations that are not `float`".into(),
             QuantError::PatternFitsNothing { .. } => {

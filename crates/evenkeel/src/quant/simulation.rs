@@ -4,7 +4,7 @@ use super::QuantError;
 use super::comparison::Comparison;
 use super::report::{FloatSide, QuantReport, QuantSide, QuantSite, QuantSummary, stored_bytes};
 use super::scheme::{HeadFormat, Plan, Scheme};
-use super::tap::QuantTap;
+use super::tap::{Calibrated, QuantTap};
 use super::weights::{Rounded, quantise_weights};
 use crate::data::{Batch, ValidationBlocks};
 use crate::error::Result;
@@ -19,6 +19,7 @@ pub struct Simulation {
     plan: Plan,
     rounded: Rounded,
     tap: QuantTap,
+    repairs: Vec<String>,
     calib_batches: usize,
     calib_tokens: u64,
 }
@@ -49,6 +50,7 @@ impl Simulation {
             plan,
             rounded,
             tap,
+            repairs: Vec::new(),
             calib_batches: calibration.len(),
             calib_tokens: calibration.iter().map(|b| b.tokens() as u64).sum(),
         })
@@ -67,6 +69,21 @@ impl Simulation {
     /// The activation quantisers, calibrated.
     pub fn tap(&mut self) -> &mut QuantTap {
         &mut self.tap
+    }
+
+    /// The activation quantisers as calibrated.
+    pub fn quantisers(&self) -> impl Iterator<Item = Calibrated<'_>> + '_ {
+        self.tap.quantisers()
+    }
+
+    /// What was done to the model before, in order.
+    pub fn repairs(&self) -> &[String] {
+        &self.repairs
+    }
+
+    /// Tokens of calibration.
+    pub fn calib_tokens(&self) -> u64 {
+        self.calib_tokens
     }
 
     /// Logits (sequences, tokens, vocabulary).
@@ -138,7 +155,7 @@ impl Simulation {
         Ok(QuantReport {
             schema: 1,
             scheme: self.plan.scheme.clone(),
-            repairs: Vec::new(),
+            repairs: self.repairs.clone(),
             float: FloatSide { perplexity: float, bytes: 4 * before.parameter_count() as u64 },
             quantized: QuantSide {
                 perplexity: quantised,

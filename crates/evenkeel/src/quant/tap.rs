@@ -4,6 +4,8 @@
 //! once, so that later ones see what earlier ones have rounded.
 
 use super::QuantError;
+use super::grid::Cell;
+use super::int8::ActivationGrid;
 use super::range::Observer;
 use super::rounding::{Layout, Rounding, peak, round_dynamic};
 use super::scheme::Plan;
@@ -65,6 +67,26 @@ impl QuantTap {
         Self {
             calibrating: true,
             sites: plan.activations.iter().map(activation).collect(),
+            off: BTreeSet::new(),
+            failure: None,
+        }
+    }
+
+    /// Quantisers to bytes whose grids are known: static ones, and those of each token.
+    pub(super) fn fixed(specs: &BTreeMap<Site, Spec>, grids: &BTreeMap<Site, ActivationGrid>) -> Self {
+        let activation = |(&site, &spec): (&Site, &Spec)| {
+            let fixed = match grids.get(&site) {
+                Some(ActivationGrid::Static(q)) => Some(Fixed {
+                    ranges: vec![q.limits()],
+                    rounding: Rounding { layout: Layout::Tensor, cells: vec![Cell::Int(*q)] },
+                }),
+                Some(ActivationGrid::Token) | None => None,
+            };
+            (site, Activation { spec, observers: Vec::new(), fixed, error: 0.0, energy: 0.0 })
+        };
+        Self {
+            calibrating: false,
+            sites: specs.iter().map(activation).collect(),
             off: BTreeSet::new(),
             failure: None,
         }

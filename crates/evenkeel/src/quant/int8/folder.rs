@@ -1,0 +1,368 @@
+//! The int8 folder: config.json and model.safetensors, a MODEL like any other.
+//!
+//! Quantised parameters are I8 (U8 if nothing is negative) with `NAME.scale`, F32, of one entry or one for each output, and
+//! `NAME.zero_point`, I32. Biases of layers whose input's grid is known are I32, in units of the sums; a bfloat16 head is
+//! BF16; everything else is F32. A static grid of a site is `activation.SITE.scale`, F32, and `activation.SITE.zero_point`, U8.
+
+use super::super::QuantError;
+use super::super::grid::{Cell, Quantiser};
+use super::super::rounding::Layout;
+use super::super::scheme::HeadFormat;
+use super::super::simulation::Simulation;
+use super::super::spec::Spec;
+use super::super::tap::QuantTap;
+use super::super::weights::WeightRounding;
+use super::grids::{ActivationGrid, input_grid, is_token};
+use super::{Description, IntegerModel};
+use crate::checkpoint::{CheckpointError, files};
+use crate::error::Result;
+use crate::model::config::ModelConfig;
+use crate::model::{
+    Bf16Matrix, InputGrid, IntBias, IntMatrix, ModelError, Reader, StoredMatrix, Transformer,
+};
+use crate::slices::{slice, tensor};
+use crate::tap::Site;
+use candle_core::Tensor;
+use evenkeel_kernels::memory::MappedFile;
+use evenkeel_kernels::quant::quantise;
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+/// `model_type` of its config.json.
+pub const MODEL_TYPE: &str = "evenkeel_int8";
+const WEIGHTS: &str = "model.safetensors";
+const CONFIG: &str = "config.json";
+
+#[derive(Serialize, Deserialize)]
+struct ConfigFile {
+    model_type: String,
+    model: ModelConfig,
+    quantization: Description,
+}
+
+/// A tensor to be written.
+struct Entry {
+    dtype: Dtype,
+    shape: Vec<usize>,
+    data: Vec<u8>,
+}
+
+impl Entry {
+    fn floats(values: &[f32], shape: Vec<usize>) -> Self {
+        Self { dtype: Dtype::F32, shape, data: values.iter().flat_map(|v| v.to_le_bytes()).collect() }
+    }
+
+    fn ints(values: &[i32]) -> Self {
+        let data = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        Self { dtype: Dtype::I32, shape: vec![values.len()], data }
+    }
+}
+
+/// Biases beyond this many units of the sums stay in float32: with them the sums could overflow.
+const LARGEST_BIAS: f64 = (1u32 << 30) as f64;
+
+/// Writes a calibrated model into an existing folder.
+///
+/// # Errors
+/// If a quantiser's values are no bytes, or the disk refuses.
+pub fn write(simulation: &Simulation, tokenizer: Option<&Path>, dir: &Path) -> Result<()> {
+    let plan = simulation.plan();
+    let rounded = simulation.rounded();
+    let config = rounded.model.config();
+    let mut grids = BTreeMap::new();
+    for a in simulation.quantisers() {
+        let grid = ActivationGrid::of(&a)
+            .ok_or_else(|| QuantError::NotInt8 { site: a.site.to_string(), words: a.spec.to_string() })?;
+        grids.insert(a.site, grid);
+    }
+    let mut entries = BTreeMap::new();
+    for p in rounded.model.parameters() {
+        let values = slice(&p.tensor)?;
+        let shape = p.tensor.dims().to_vec();
+        match rounded.weights.get(&p.name) {
+            Some(w) => integers(&p.name, w, &values, shape, &mut entries)?,
+            None if p.name == "head.weight" && plan.head == HeadFormat::Bf16 => {
+                // They lie on bfloat16 already: the lower halves are 0.
+                let data = values.iter().flat_map(|v| ((v.to_bits() >> 16) as u16).to_le_bytes()).collect();
+                entries.insert(p.name.clone(), Entry { dtype: Dtype::BF16, shape, data });
+            }
+            None => {
+                let bias = integer_bias(config, &grids, &rounded.weights, &p.name, &values);
+                let entry = bias.map_or_else(|| Entry::floats(&values, shape), |b| Entry::ints(&b));
+                entries.insert(p.name.clone(), entry);
+            }
+        }
+    }
+    for (site, grid) in &grids {
+        if let ActivationGrid::Static(q) = grid {
+            entries.insert(scale_of(&activation(*site)), Entry::floats(&[q.scale as f32], vec![1]));
+            let zero = Entry { dtype: Dtype::U8, shape: vec![1], data: vec![q.zero_point as u8] };
+            entries.insert(zero_of(&activation(*site)), zero);
+        }
+    }
+    let path = dir.join(WEIGHTS);
+    let damaged = |problem: String| CheckpointError::Damaged { path: path.clone(), problem };
+    let views = entries.iter().map(|(name, e)| {
+        let view = TensorView::new(e.dtype, e.shape.clone(), &e.data).map_err(|e| damaged(e.to_string()))?;
+        Ok((name.as_str(), view))
+    });
+    let views = views.collect::<std::result::Result<Vec<_>, CheckpointError>>()?;
+    let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
+    let bytes = safetensors::serialize(views, Some(metadata)).map_err(|e| damaged(e.to_string()))?;
+    files::write(&path, &bytes)?;
+    let file = ConfigFile {
+        model_type: MODEL_TYPE.into(),
+        model: config.clone(),
+        quantization: Description {
+            schema: 1,
+            scheme: plan.scheme.clone(),
+            repairs: simulation.repairs().to_vec(),
+            calib_tokens: simulation.calib_tokens(),
+            activations: plan.activations.iter().map(|(s, spec)| (s.to_string(), spec.to_string())).collect(),
+        },
+    };
+    files::write_json(&dir.join(CONFIG), &file)?;
+    if let Some(tokenizer) = tokenizer {
+        files::write(&dir.join("tokenizer.json"), &files::read(tokenizer)?)?;
+    }
+    Ok(())
+}
+
+fn activation(site: Site) -> String {
+    format!("activation.{site}")
+}
+
+fn scale_of(name: &str) -> String {
+    format!("{name}.scale")
+}
+
+fn zero_of(name: &str) -> String {
+    format!("{name}.zero_point")
+}
+
+/// The integers of values that lie on their grid, and the grid.
+fn integers(
+    name: &str,
+    w: &WeightRounding,
+    values: &[f32],
+    shape: Vec<usize>,
+    entries: &mut BTreeMap<String, Entry>,
+) -> Result<()> {
+    let refused = || QuantError::NotInt8 { site: name.to_string(), words: w.spec.to_string() };
+    let grids: Vec<Quantiser> = w
+        .rounding
+        .cells
+        .iter()
+        .map(|cell| match cell {
+            Cell::Int(q) if q.bits == 8 && q.zero_point == 0 => Ok(*q),
+            _ => Err(refused()),
+        })
+        .collect::<std::result::Result<_, _>>()?;
+    let width = match w.rounding.layout {
+        Layout::Tensor => values.len(),
+        Layout::Row => shape.last().copied().unwrap_or(1),
+        Layout::Column | Layout::Group(_) => return Err(refused().into()),
+    };
+    let rows = values.chunks(width.max(1)).zip(&grids);
+    // Bytes either way: both kinds keep the lower eight bits.
+    let data: Vec<u8> = rows.flat_map(|(row, q)| quantise(row, q.grid())).map(|q| q as u8).collect();
+    let unsigned = grids.first().is_some_and(|q| q.low == 0);
+    let dtype = if unsigned { Dtype::U8 } else { Dtype::I8 };
+    let scales: Vec<f32> = grids.iter().map(|q| q.scale as f32).collect();
+    entries.insert(scale_of(name), Entry::floats(&scales, vec![scales.len()]));
+    entries.insert(zero_of(name), Entry::ints(&[0]));
+    entries.insert(name.to_string(), Entry { dtype, shape, data });
+    Ok(())
+}
+
+/// A bias in units of its layer's sums, if these are known beforehand and it fits.
+fn integer_bias(
+    config: &ModelConfig,
+    grids: &BTreeMap<Site, ActivationGrid>,
+    weights: &BTreeMap<String, WeightRounding>,
+    name: &str,
+    values: &[f32],
+) -> Option<Vec<i32>> {
+    let weight = format!("{}.weight", name.strip_suffix(".bias")?);
+    let cells = &weights.get(&weight)?.rounding.cells;
+    let InputGrid::Static(grid) = input_grid(config, grids, &weight) else { return None };
+    let unit = |i: usize| {
+        let cell = if cells.len() == 1 { cells.first() } else { cells.get(i) };
+        cell.map(|cell| f64::from(cell.scale() as f32 * grid.scale))
+    };
+    let bias = |(i, &b): (usize, &f32)| {
+        let units = (f64::from(b) / unit(i)?).round_ties_even();
+        (units.abs() <= LARGEST_BIAS).then_some(units as i32)
+    };
+    values.iter().enumerate().map(bias).collect()
+}
+
+/// The mapped file and the tensors in it.
+struct Stored<'a> {
+    path: PathBuf,
+    tensors: SafeTensors<'a>,
+}
+
+impl Stored<'_> {
+    fn damaged(&self, problem: String) -> CheckpointError {
+        CheckpointError::Damaged { path: self.path.clone(), problem }
+    }
+
+    fn get(&self, name: &str, dtypes: &[Dtype]) -> std::result::Result<TensorView<'_>, CheckpointError> {
+        let view =
+            self.tensors.tensor(name).map_err(|_| self.damaged(format!("it holds no tensor {name}")))?;
+        match dtypes.contains(&view.dtype()) {
+            true => Ok(view),
+            false => Err(self.damaged(format!("{name} is {:?}, not one of {dtypes:?}", view.dtype()))),
+        }
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.tensors.tensor(name).is_ok()
+    }
+
+    fn floats(&self, name: &str) -> std::result::Result<Vec<f32>, CheckpointError> {
+        let view = self.get(name, &[Dtype::F32])?;
+        Ok(words(view.data(), f32::from_le_bytes))
+    }
+
+    /// Steps of a quantised tensor, all positive.
+    fn scales(&self, name: &str) -> std::result::Result<Vec<f32>, CheckpointError> {
+        let scales = self.floats(&scale_of(name))?;
+        match !scales.is_empty() && scales.iter().all(|s| *s > 0.0 && s.is_finite()) {
+            true => Ok(scales),
+            false => Err(self.damaged(format!("{} holds a scale that is not positive", scale_of(name)))),
+        }
+    }
+
+    fn is_quantised(&self, name: &str) -> bool {
+        self.has(&scale_of(name))
+    }
+
+    /// The grid at a site whose quantiser is `spec`.
+    fn grid(&self, site: Site, spec: Spec) -> std::result::Result<ActivationGrid, CheckpointError> {
+        if is_token(spec) {
+            return Ok(ActivationGrid::Token);
+        }
+        let name = activation(site);
+        let scale = self.scales(&name)?;
+        let zero = self.get(&zero_of(&name), &[Dtype::U8])?;
+        match (&scale[..], zero.data()) {
+            (&[scale], &[zero]) => Ok(ActivationGrid::Static(Quantiser {
+                bits: 8,
+                scale: f64::from(scale),
+                zero_point: i32::from(zero),
+                low: 0,
+                high: 255,
+            })),
+            _ => Err(self.damaged(format!("{name} has more than one grid"))),
+        }
+    }
+
+    /// A matrix as it multiplies.
+    fn matrix(
+        &self,
+        config: &ModelConfig,
+        grids: &BTreeMap<Site, ActivationGrid>,
+        name: &str,
+    ) -> std::result::Result<StoredMatrix, CheckpointError> {
+        let view = self.get(name, &[Dtype::I8, Dtype::U8, Dtype::BF16])?;
+        let &[outputs, inner] = view.shape() else {
+            return Err(self.damaged(format!("{name} has shape {:?}, which is no matrix", view.shape())));
+        };
+        let fits = |problem: String| self.damaged(format!("{name}: {problem}"));
+        if view.dtype() == Dtype::BF16 {
+            let values = words(view.data(), u16::from_le_bytes);
+            return Bf16Matrix::new(values, [outputs, inner]).map(StoredMatrix::Bf16).map_err(fits);
+        }
+        let unsigned = view.dtype() == Dtype::U8;
+        // Signed bytes multiply: 0..=255 is moved to -128..=127, and 0 with it.
+        let shift = |b: &u8| if unsigned { b.wrapping_sub(128) as i8 } else { *b as i8 };
+        let integers: Vec<i8> = view.data().iter().map(shift).collect();
+        let bias_name = name.strip_suffix(".weight").map(|stem| format!("{stem}.bias")).unwrap_or_default();
+        let bias = match self.tensors.tensor(&bias_name) {
+            Err(_) => IntBias::None,
+            Ok(bias) if bias.dtype() == Dtype::I32 => IntBias::Int(words(bias.data(), i32::from_le_bytes)),
+            Ok(_) => IntBias::Float(self.floats(&bias_name)?),
+        };
+        let zero_point = if unsigned { -128 } else { 0 };
+        let input = input_grid(config, grids, name);
+        IntMatrix::new(&integers, [outputs, inner], self.scales(name)?, zero_point, input, bias)
+            .map(StoredMatrix::Int8)
+            .map_err(fits)
+    }
+
+    /// A parameter that is no matrix, in float32.
+    fn parameter(&self, name: &str, shape: &[usize]) -> std::result::Result<Tensor, ModelError> {
+        let unreadable = |problem: String| ModelError::Unreadable { name: name.to_string(), problem };
+        let view =
+            self.get(name, &[Dtype::F32, Dtype::I8, Dtype::U8]).map_err(|e| unreadable(e.to_string()))?;
+        if view.shape() != shape {
+            return Err(unreadable(format!("it has shape {:?}, not {shape:?}", view.shape())));
+        }
+        let values: Vec<f32> = match (view.dtype(), self.is_quantised(name)) {
+            (Dtype::F32, _) => words(view.data(), f32::from_le_bytes),
+            (_, false) => return Err(unreadable("it has no scale".into())),
+            (dtype, true) => {
+                let scale = self.scales(name).map_err(|e| unreadable(e.to_string()))?[0];
+                let value = |b: &u8| if dtype == Dtype::U8 { f32::from(*b) } else { f32::from(*b as i8) };
+                view.data().iter().map(|b| scale * value(b)).collect()
+            }
+        };
+        Ok(tensor(values, shape)?)
+    }
+}
+
+fn words<T, const N: usize>(bytes: &[u8], of: fn([u8; N]) -> T) -> Vec<T> {
+    bytes.as_chunks::<N>().0.iter().map(|chunk| of(*chunk)).collect()
+}
+
+/// Whether a folder holds an integer model.
+pub fn is_integer(dir: &Path) -> bool {
+    let config = files::read_json::<serde_json::Value>(&dir.join(CONFIG));
+    config.is_ok_and(|config| config.get("model_type").is_some_and(|t| t == MODEL_TYPE))
+}
+
+/// Reads a folder that [`write`] made.
+///
+/// # Errors
+/// If it is not there, damaged, or its tensors do not fit its configuration.
+pub fn read(dir: &Path) -> Result<IntegerModel> {
+    let config_path = dir.join(CONFIG);
+    let file: ConfigFile = files::read_json(&config_path)?;
+    file.model.validate()?;
+    let path = dir.join(WEIGHTS);
+    let io = |source| CheckpointError::Io { path: path.clone(), source };
+    let mapped = MappedFile::new(&File::open(&path).map_err(io)?).map_err(io)?;
+    let tensors = SafeTensors::deserialize(mapped.as_ref())
+        .map_err(|e| CheckpointError::Damaged { path: path.clone(), problem: e.to_string() })?;
+    let stored = Stored { path, tensors };
+
+    let known: BTreeMap<String, Site> =
+        super::super::scheme::sites(&file.model).map(|site| (site.to_string(), site)).collect();
+    let (mut grids, mut specs) = (BTreeMap::new(), BTreeMap::new());
+    for (name, words) in &file.quantization.activations {
+        let damaged = |problem: String| CheckpointError::Damaged { path: config_path.clone(), problem };
+        let site = known.get(name).ok_or_else(|| damaged(format!("the model has no site {name}")))?;
+        let spec = Spec::ACTIVATION.with(words)?;
+        grids.insert(*site, stored.grid(*site, spec)?);
+        specs.insert(*site, spec);
+    }
+    let mut matrices = BTreeMap::new();
+    for (name, shape) in Transformer::shapes(file.model.clone())? {
+        let bf16 = stored.tensors.tensor(&name).is_ok_and(|view| view.dtype() == Dtype::BF16);
+        if shape.len() == 2 && (bf16 || stored.is_quantised(&name)) {
+            matrices.insert(name.clone(), stored.matrix(&file.model, &grids, &name)?);
+        }
+    }
+    let held: usize = matrices.values().map(StoredMatrix::bytes).sum();
+    let reader: &Reader = &|name: &str, shape: &[usize]| stored.parameter(name, shape);
+    let model = Transformer::stored(file.model, &mut matrices, reader)
+        .map_err(|source| CheckpointError::Model { path: dir.to_path_buf(), source })?;
+    let bytes = held + model.parameters().iter().map(|p| 4 * p.tensor.elem_count()).sum::<usize>();
+    let tap = QuantTap::fixed(&specs, &grids);
+    Ok(IntegerModel { model, tap, grids, description: file.quantization, bytes })
+}

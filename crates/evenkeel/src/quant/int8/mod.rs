@@ -1,0 +1,112 @@
+//! The model in integers: matrices of signed bytes, and the quantisers of a calibrated simulation.
+//!
+//! [`IntegerModel`] is the same [`Transformer`] with its matrices stored as bytes and multiplied as such; between them the
+//! quantisers put every value on its grid, so that a product's input is bytes already. It agrees with the simulation to the
+//! order of float32 sums: products are exact here and rounded there.
+//!
+//! Beyond the simulation it rounds two things. Biases become integers of the unit s_x s_w of their layer's sums. A matrix
+//! whose input has no quantiser (behind a gate, or after the embedding) gets a grid for each token.
+
+mod folder;
+mod grids;
+
+pub use folder::{MODEL_TYPE, is_integer, read, write};
+pub use grids::ActivationGrid;
+
+use super::tap::QuantTap;
+use crate::error::Result;
+use crate::model::Transformer;
+use crate::tap::{NoTap, Site, Tap};
+use crate::tape::Tape;
+use candle_core::Tensor;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// What an integer folder says of itself in config.json.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Description {
+    /// Layout version.
+    pub schema: u32,
+    /// Name of the scheme.
+    pub scheme: String,
+    /// What was done to the model before, in order.
+    #[serde(default)]
+    pub repairs: Vec<String>,
+    /// Tokens of calibration.
+    pub calib_tokens: u64,
+    /// Words of each site's quantiser.
+    pub activations: BTreeMap<String, String>,
+}
+
+/// A model whose products are of integers.
+pub struct IntegerModel {
+    model: Transformer,
+    tap: QuantTap,
+    grids: BTreeMap<Site, ActivationGrid>,
+    description: Description,
+    bytes: usize,
+}
+
+impl IntegerModel {
+    /// The network: its matrices multiply as they are stored. Run with [`Self::tap`].
+    pub fn model(&self) -> &Transformer {
+        &self.model
+    }
+
+    /// The quantisers, to be on in every pass.
+    pub fn tap(&self) -> QuantTap {
+        self.tap.clone()
+    }
+
+    /// The grid at each quantised site.
+    pub fn grids(&self) -> &BTreeMap<Site, ActivationGrid> {
+        &self.grids
+    }
+
+    /// Where it comes from.
+    pub fn description(&self) -> &Description {
+        &self.description
+    }
+
+    /// Bytes of memory that the parameters take.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Logits (sequences, tokens, vocabulary).
+    ///
+    /// # Errors
+    /// If the ids do not fit the model.
+    pub fn logits(&self, ids: &[u32], sequences: usize) -> Result<Tensor> {
+        let mut tap = Seen { quantisers: self.tap(), then: &mut NoTap };
+        Ok(self.model.logits(&Tape::off(), &mut tap, ids, sequences)?.tensor().clone())
+    }
+}
+
+/// Quantisers, and a tap that sees what they leave.
+pub struct Seen<'a> {
+    /// Those of the model.
+    pub quantisers: QuantTap,
+    /// Who looks.
+    pub then: &'a mut dyn Tap,
+}
+
+impl Tap for Seen<'_> {
+    fn wants(&self, site: Site) -> bool {
+        self.quantisers.wants(site) || self.then.wants(site)
+    }
+
+    fn visit(&mut self, site: Site, mut x: Tensor) -> candle_core::Result<Tensor> {
+        if self.quantisers.wants(site) {
+            x = self.quantisers.visit(site, x)?;
+        }
+        match self.then.wants(site) {
+            true => self.then.visit(site, x),
+            false => Ok(x),
+        }
+    }
+
+    fn transforms(&self) -> bool {
+        true
+    }
+}
