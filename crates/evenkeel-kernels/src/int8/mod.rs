@@ -12,6 +12,7 @@
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
+pub mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -132,7 +133,10 @@ pub fn gemm_i8_by(
         _ => rayon::current_num_threads(),
     };
     let Some(cut) = cut(rows, w, kernel, threads) else { return };
-    let block = |block| multiply(kernel, x, cut.rows(block), w.panels(), cut.columns(block), &epilogue);
+    let block = |block| {
+        let mut room = Room::default();
+        multiply(kernel, x, cut.rows(block), w.panels(), cut.columns(block), &mut room, &epilogue);
+    };
     match threads {
         1 => (0..cut.blocks()).for_each(block),
         _ => (0..cut.blocks()).into_par_iter().for_each(block),
@@ -146,8 +150,9 @@ pub fn gemm_i8_by(
 pub fn gemm_i8_serial(x: &[u8], rows: usize, w: &PackedI8, mut epilogue: impl FnMut(usize, usize, &[i32])) {
     let (x, kernel) = prepare(Path::active(), x, rows, w);
     let Some(cut) = cut(rows, w, kernel, 1) else { return };
+    let mut room = Room::default();
     for block in 0..cut.blocks() {
-        multiply(kernel, x, cut.rows(block), w.panels(), cut.columns(block), &mut epilogue);
+        multiply(kernel, x, cut.rows(block), w.panels(), cut.columns(block), &mut room, &mut epilogue);
     }
 }
 
@@ -164,6 +169,30 @@ fn cut(rows: usize, w: &PackedI8, kernel: Kernel, threads: usize) -> Option<Cut>
     some.then(|| Cut::new([rows, w.outputs], [kernel.rows, PANEL], widest, threads))
 }
 
+/// Work buffers of a thread, kept from one [`multiply`] to the next.
+struct Room {
+    packed: Scratch,
+    sums: Scratch,
+}
+
+impl Default for Room {
+    fn default() -> Self {
+        Self { packed: Scratch::take(0), sums: Scratch::take(0) }
+    }
+}
+
+impl Room {
+    /// At least so many groups of `x` and so many sums.
+    fn fit(&mut self, packed: usize, sums: usize) -> (&mut [u8], &mut [i32]) {
+        for (scratch, least) in [(&mut self.packed, packed), (&mut self.sums, sums)] {
+            if scratch.groups().len() < least {
+                *scratch = Scratch::take(least);
+            }
+        }
+        (self.packed.bytes_mut(), self.sums.integers_mut())
+    }
+}
+
 /// These rows of `x` times these outputs of `w`, the first of which begins a panel, on this thread.
 fn multiply(
     kernel: Kernel,
@@ -171,6 +200,7 @@ fn multiply(
     rows: Range<usize>,
     w: Panels,
     outputs: Range<usize>,
+    room: &mut Room,
     mut epilogue: impl FnMut(usize, usize, &[i32]),
 ) {
     assert!(x.columns() == w.inner() && rows.end <= x.rows() && outputs.end <= w.outputs());
@@ -178,8 +208,7 @@ fn multiply(
     let lines = w.inner().div_ceil(4 * LINE);
     let stride = outputs.len().next_multiple_of(PANEL);
     let most = kernel.height(kernel.rows.min(rows.len()));
-    let (mut packed, mut sums) = (Scratch::take(most * lines * LINE), Scratch::take(most * stride));
-    let (packed, sums) = (packed.bytes_mut(), sums.integers_mut());
+    let (packed, sums) = room.fit(most * lines * LINE, most * stride);
     let groups = kernel.groups(w.inner());
     let tiles = rows.len().div_ceil(kernel.rows);
     if let Some([enter, _]) = kernel.session {

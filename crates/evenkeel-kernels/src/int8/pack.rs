@@ -35,7 +35,7 @@ impl<'a, T> Bytes<'a, T> {
     }
 
     #[inline(always)]
-    fn row(&self, row: usize) -> &'a [T] {
+    pub(super) fn row(&self, row: usize) -> &'a [T] {
         &self.data[row * self.stride..][..self.columns]
     }
 }

@@ -18,6 +18,7 @@ mod embedding;
 mod factored;
 mod gemm;
 mod int8;
+mod int8_attention;
 mod norm;
 mod optimizer;
 mod quant;
