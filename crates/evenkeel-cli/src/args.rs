@@ -272,6 +272,12 @@ pub(crate) struct Quantize {
     pub(crate) text: TextArgs,
     #[command(flatten)]
     pub(crate) cut: CutArgs,
+    /// Repair the model first: smoothquant[=ALPHA], hadamard, gptq[=DAMP], bias-correction; repeatable
+    #[arg(long, value_name = "NAME")]
+    pub(crate) repair: Vec<String>,
+    /// Folder to write the integer model into, for int8 schemes: a MODEL for eval, sample, inspect, bench and export
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
     /// Calibration batches of 8 sequences
     #[arg(long, default_value_t = 4, value_name = "N")]
     pub(crate) calib_batches: usize,

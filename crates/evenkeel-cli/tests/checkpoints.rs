@@ -210,11 +210,11 @@ fn a_run_is_exported_and_read_back() {
     assert!(sandbox.read("hf/config.json").contains("modeling_evenkeel.EvenkeelForCausalLM"));
     sandbox.ok(&["eval", "hf", "--text", "x.txt"]);
     let said = sandbox.refused(&["export", "run", "--out", "data", "--force"]);
-    assert!(said.contains("which no export writes"), "{said}");
+    assert!(said.contains("which this command never writes"), "{said}");
     for out in ["run", "run/checkpoints/step-000050", "hf"] {
         let said =
             sandbox.refused(&["export", if out == "hf" { "hf" } else { "run" }, "--out", out, "--force"]);
-        assert!(said.contains("holds the model that is exported"), "{said}");
+        assert!(said.contains("holds the model that is read"), "{said}");
     }
     let said = sandbox.refused(&["export", "run", "--out", "new", "--to", "llama"]);
     assert!(said.contains("as llama"), "{said}");

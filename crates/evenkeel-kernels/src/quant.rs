@@ -25,11 +25,6 @@ pub fn fake_quantise(x: &mut [f32], grid: Grid) {
     x.par_chunks_mut(PIECE).for_each(|x| fake_quantise_serial(x, grid));
 }
 
-/// As [`fake_quantise`], on the calling thread.
-pub fn fake_quantise_serial(x: &mut [f32], grid: Grid) {
-    fake_piece(x, grid);
-}
-
 multiversion! {
     /// As [`fake_quantise`], on the calling thread.
     pub fn fake_quantise_serial(x: &mut [f32], grid: Grid) {

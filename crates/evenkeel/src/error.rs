@@ -29,6 +29,9 @@ pub enum Error {
     /// Quantisation that cannot be done.
     #[error(transparent)]
     Quant(#[from] crate::quant::QuantError),
+    /// A repair that cannot be made.
+    #[error(transparent)]
+    Repair(#[from] crate::quant::repair::RepairError),
     /// Training that cannot start or go on.
     #[error(transparent)]
     Train(#[from] crate::train::TrainError),
@@ -48,6 +51,7 @@ impl Hint for Error {
             Error::Model(e) => e.hint(),
             Error::Checkpoint(e) => e.hint(),
             Error::Quant(e) => e.hint(),
+            Error::Repair(e) => e.hint(),
             Error::Train(e) => e.hint(),
             Error::Report(e) => e.hint(),
             Error::Tensor(_) => {

@@ -8,6 +8,7 @@ pub(crate) mod eval;
 pub(crate) mod export;
 pub(crate) mod inspect;
 mod model;
+mod place;
 pub(crate) mod quantize;
 pub(crate) mod quickstart;
 pub(crate) mod report;

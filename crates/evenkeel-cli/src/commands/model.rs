@@ -5,6 +5,8 @@ use crate::output;
 use crate::settings::Settings;
 use evenkeel::checkpoint::{CheckpointError, OnDisk, hub};
 use evenkeel::model::{ModelError, Transformer};
+use evenkeel::quant::QuantTap;
+use evenkeel::quant::int8::IntegerModel;
 use std::path::{Path, PathBuf};
 
 /// The folder that MODEL means, a name on the Hub looked up in the cache.
@@ -27,7 +29,45 @@ pub(crate) fn open(model: &Path, settings: &Settings) -> Result<OnDisk, Failure>
     Ok(OnDisk::open(&locate(model, settings)?)?)
 }
 
-/// Loads a MODEL that predicts the next token, and says where it lies.
+/// A MODEL that can be run: in float, or of integers.
+pub(crate) enum Runnable {
+    Float(Transformer),
+    Integer(IntegerModel),
+}
+
+impl Runnable {
+    /// Opens a MODEL that predicts the next token, and says where it lies.
+    pub(crate) fn open(model: &Path, settings: &Settings) -> Result<(Self, PathBuf), Failure> {
+        let on_disk = open(model, settings)?;
+        let folder = on_disk.folder().to_path_buf();
+        if !on_disk.config().predicts_next_token() {
+            return Err(ModelError::NoNextToken.into());
+        }
+        let runnable = match on_disk.into_integer() {
+            Ok(integer) => Self::Integer(integer),
+            Err(on_disk) => Self::Float(on_disk.load()?),
+        };
+        Ok((runnable, folder))
+    }
+
+    /// The network.
+    pub(crate) fn model(&self) -> &Transformer {
+        match self {
+            Self::Float(model) => model,
+            Self::Integer(integer) => integer.model(),
+        }
+    }
+
+    /// What has to reach into every pass.
+    pub(crate) fn quantisers(&self) -> Option<QuantTap> {
+        match self {
+            Self::Float(_) => None,
+            Self::Integer(integer) => Some(integer.tap()),
+        }
+    }
+}
+
+/// Loads a float MODEL that predicts the next token, and says where it lies.
 pub(crate) fn load(model: &Path, settings: &Settings) -> Result<(Transformer, PathBuf), Failure> {
     let on_disk = open(model, settings)?;
     if !on_disk.config().predicts_next_token() {

@@ -1,6 +1,7 @@
 //! `quantize MODEL --scheme NAME`.
 
 use super::model;
+use super::place::{self, Place};
 use super::text::{MOST_CONTEXT, Source, blocks};
 use crate::args::Quantize;
 use crate::failure::{Exit, Failure};
@@ -9,7 +10,8 @@ use crate::progress;
 use crate::settings::Settings;
 use evenkeel::data::{Dataset, SamplerSettings, TrainSampler};
 use evenkeel::model::Transformer;
-use evenkeel::quant::{QuantReport, Scheme, Simulation};
+use evenkeel::quant::repair::Repair;
+use evenkeel::quant::{QuantReport, Scheme, Simulation, int8};
 use serde_json::json;
 use std::path::Path;
 use std::sync::Arc;
@@ -35,13 +37,37 @@ pub(crate) fn run(args: Quantize, settings: &Settings) -> Result<Exit, Failure> 
         }
         return Ok(Exit::Done);
     }
-    let report = quantise(&model, &scheme, &dataset, context, args.calib_batches, settings)?;
+    let repairs = args.repair.iter().map(|text| text.parse()).collect::<Result<Vec<Repair>, _>>()?;
+    if let Some(out) = &args.out {
+        place::check(out, &folder, &WRITTEN, settings)?;
+    }
+    let recipe = Recipe { scheme: &scheme, repairs: &repairs, calib_batches: args.calib_batches };
+    let (simulation, report) = quantise(&model, &recipe, &dataset, context, settings)?;
+    if let Some(out) = &args.out {
+        let tokenizer = Some(folder.join("tokenizer.json")).filter(|path| path.is_file());
+        let place = Place::new(out, false)?;
+        int8::write(&simulation, tokenizer.as_deref(), place.beside())?;
+        place.finish(out)?;
+    }
     if settings.json {
         output::json(&report);
     } else {
         print(&report);
+        if let Some(out) = &args.out {
+            output::line(&format!("wrote the integer model to {}", out.display()));
+        }
     }
     Ok(Exit::Done)
+}
+
+/// What `--out` writes; a folder that holds anything else is nobody's to remove.
+const WRITTEN: [&str; 3] = ["config.json", "model.safetensors", "tokenizer.json"];
+
+/// What is done to a model.
+pub(crate) struct Recipe<'a> {
+    pub(crate) scheme: &'a Scheme,
+    pub(crate) repairs: &'a [Repair],
+    pub(crate) calib_batches: usize,
 }
 
 /// The scheme that the options describe.
@@ -78,12 +104,12 @@ fn scheme(args: &Quantize) -> Result<Scheme, Failure> {
 /// Calibrates on training text, evaluates on the validation text.
 pub(crate) fn quantise(
     model: &Transformer,
-    scheme: &Scheme,
+    recipe: &Recipe,
     dataset: &Arc<Dataset>,
     context: usize,
-    calib_batches: usize,
     settings: &Settings,
-) -> Result<QuantReport, Failure> {
+) -> Result<(Simulation, QuantReport), Failure> {
+    let calib_batches = recipe.calib_batches;
     if calib_batches > MAX_CALIBRATION_BATCHES {
         return Err(Failure::input(
             format!("--calib-batches must be at most {MAX_CALIBRATION_BATCHES}, not {calib_batches}"),
@@ -98,7 +124,8 @@ pub(crate) fn quantise(
         .calibration(settings.seed.unwrap_or(0), calib_batches, CALIBRATION_SEQUENCES)
         .collect::<Result<Vec<_>, _>>()?;
     let bar = progress::bar(settings, calib_batches as u64, "calibrating {bar:24} {pos}/{len} · {eta} left");
-    let mut simulation = Simulation::new(model, scheme, &calibration, &mut || bar.inc(1))?;
+    let mut simulation =
+        Simulation::new(model, recipe.scheme, recipe.repairs, &calibration, &mut || bar.inc(1))?;
     bar.finish_and_clear();
     let bar = progress::bar(settings, 0, "evaluating {bar:24} {pos}/{len} · {eta} left");
     let report = simulation.evaluate(model, blocks(dataset, context, None)?, &mut |done, total| {
@@ -106,7 +133,7 @@ pub(crate) fn quantise(
         bar.set_position(done);
     })?;
     bar.finish_and_clear();
-    Ok(report)
+    Ok((simulation, report))
 }
 
 fn print(report: &QuantReport) {

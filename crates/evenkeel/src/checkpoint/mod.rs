@@ -68,6 +68,12 @@ pub enum CheckpointError {
         /// What stands in the way.
         why: String,
     },
+    /// A model of integers where a float one is needed.
+    #[error("{path} is a quantised model, and this needs the float model that it was made from")]
+    Integers {
+        /// The folder.
+        path: PathBuf,
+    },
     /// The weights do not fit.
     #[error("{path}: {source}")]
     Model {
@@ -109,6 +115,9 @@ impl Hint for CheckpointError {
             CheckpointError::Hf(e) => e.hint(),
             CheckpointError::NotExpressible { .. } => {
                 "--to evenkeel exports every causal language model, with a modelling file of its own".into()
+            }
+            CheckpointError::Integers { .. } => {
+                "eval, inspect, sample, bench and export --to onnx take it as it is".into()
             }
             CheckpointError::Model { source, .. } => source.hint(),
             CheckpointError::Weights(e) => e.hint(),

@@ -7,7 +7,8 @@
 use super::hf::{self, Found, Layout};
 use super::weights::{Weights, shown};
 use super::{CheckpointError, Result, files, own_config, resolve};
-use crate::model::{ModelConfig, ModelError, Streamed, Transformer};
+use crate::model::{ModelConfig, ModelError, Parts, Streamed, Transformer};
+use crate::quant::int8::{self, IntegerModel};
 use crate::slices::tensor;
 use candle_core::Tensor;
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,6 +18,18 @@ use std::path::{Path, PathBuf};
 pub struct OnDisk {
     folder: PathBuf,
     config: ModelConfig,
+    contents: Contents,
+}
+
+enum Contents {
+    /// Parameters in their files.
+    Float(Files),
+    /// A model of integers, which is small and read at once.
+    Integer(Box<IntegerModel>),
+}
+
+/// Where parameters lie.
+struct Files {
     weights: Weights,
     found: BTreeMap<String, Found>,
 }
@@ -30,6 +43,11 @@ impl OnDisk {
     pub fn open(model: &Path) -> Result<Self> {
         let folder = resolve(model)?;
         let path = folder.join("config.json");
+        if int8::is_integer(&folder) {
+            let model = int8::read(&folder)?;
+            let config = model.model().config().clone();
+            return Ok(Self { folder, config, contents: Contents::Integer(Box::new(model)) });
+        }
         let value: serde_json::Value = files::read_json(&path)?;
         let setup = hf::read_config(&path, &value)?;
         let (config, map) = match setup {
@@ -91,7 +109,7 @@ impl OnDisk {
             let problem = format!("{twin} differs from {}, and the configuration ties them", table.name);
             return Err(fit(ModelError::Weights { problems: vec![problem] }));
         }
-        Ok(Self { folder, config, weights, found })
+        Ok(Self { folder, config, contents: Contents::Float(Files { weights, found }) })
     }
 
     /// What the model is.
@@ -105,12 +123,64 @@ impl OnDisk {
     }
 
     /// A number that tells weights apart: of names, shapes and contents, whatever files hold them. Not cryptographic.
-    pub fn digest(&self) -> u64 {
-        self.weights.digest()
+    ///
+    /// # Errors
+    /// If the files cannot be read again.
+    pub fn digest(&self) -> Result<u64> {
+        match &self.contents {
+            Contents::Float(files) => Ok(files.weights.digest()),
+            Contents::Integer(_) => Ok(Weights::open(&self.folder)?.digest()),
+        }
     }
 
+    /// The model of integers if it is one, else itself.
+    ///
+    /// # Errors
+    /// Itself.
+    #[allow(clippy::result_large_err)]
+    pub fn into_integer(self) -> std::result::Result<IntegerModel, Self> {
+        match self.contents {
+            Contents::Integer(model) => Ok(*model),
+            Contents::Float(_) => Err(self),
+        }
+    }
+
+    /// The model, all of it in memory, in float.
+    ///
+    /// # Errors
+    /// If a parameter cannot be read, or it is a model of integers.
+    pub fn load(&self) -> Result<Transformer> {
+        let Contents::Float(files) = &self.contents else {
+            return Err(CheckpointError::Integers { path: self.folder.clone() });
+        };
+        Transformer::read(self.config.clone(), &|name, shape| files.parameter(&self.config, name, shape))
+            .map_err(|source| CheckpointError::Model { path: self.folder.clone(), source })
+    }
+
+    /// Gives `f` the model's parts: those of a float model are read when they are asked for and dropped when they were used.
+    ///
+    /// # Errors
+    /// If the configuration makes no network.
+    pub fn with_parts<T>(&self, f: impl FnOnce(&dyn Parts) -> T) -> Result<T> {
+        let files = match &self.contents {
+            Contents::Float(files) => files,
+            Contents::Integer(model) => return Ok(f(&**model)),
+        };
+        let reader = |name: &str, shape: &[usize]| files.parameter(&self.config, name, shape);
+        let parts = Streamed::new(self.config.clone(), &reader)
+            .map_err(|source| CheckpointError::Model { path: self.folder.clone(), source })?;
+        Ok(f(&parts))
+    }
+}
+
+impl Files {
     /// Reads one parameter.
-    fn parameter(&self, name: &str, shape: &[usize]) -> std::result::Result<Tensor, ModelError> {
+    fn parameter(
+        &self,
+        config: &ModelConfig,
+        name: &str,
+        shape: &[usize],
+    ) -> std::result::Result<Tensor, ModelError> {
         let unreadable = |problem: String| ModelError::Unreadable { name: name.to_string(), problem };
         let place = self.found.get(name).ok_or_else(|| unreadable("it is not stored".into()))?;
         let read = |stored: &str| self.weights.read(stored).map_err(|e| unreadable(e.to_string()));
@@ -119,26 +189,6 @@ impl OnDisk {
             Some(other) => self.weights.read_rows(other, 0..1).map_err(|e| unreadable(e.to_string()))?,
             None => Vec::new(),
         };
-        Ok(tensor(place.layout.read(stored, shape, &self.config, &row), shape)?)
-    }
-
-    /// The model, all of it in memory.
-    ///
-    /// # Errors
-    /// If a parameter cannot be read.
-    pub fn load(&self) -> Result<Transformer> {
-        Transformer::read(self.config.clone(), &|name, shape| self.parameter(name, shape))
-            .map_err(|source| CheckpointError::Model { path: self.folder.clone(), source })
-    }
-
-    /// Gives `f` the model's parts, each read when it is asked for and dropped when it was used.
-    ///
-    /// # Errors
-    /// If the configuration makes no network.
-    pub fn with_parts<T>(&self, f: impl FnOnce(&Streamed) -> T) -> Result<T> {
-        let reader = |name: &str, shape: &[usize]| self.parameter(name, shape);
-        let parts = Streamed::new(self.config.clone(), &reader)
-            .map_err(|source| CheckpointError::Model { path: self.folder.clone(), source })?;
-        Ok(f(&parts))
+        Ok(tensor(place.layout.read(stored, shape, config, &row), shape)?)
     }
 }

@@ -9,6 +9,7 @@ use crate::metrics::{
     MassiveActivation, Metrics, Selection, WeightReport, summarise,
 };
 use crate::model::{Head, Input, ModelError, Parts};
+use crate::quant::int8::Seen;
 use crate::tap::{Place, Site, Tap};
 use crate::tape::{Tape, Value};
 use crate::train::peak_rss_bytes;
@@ -175,6 +176,7 @@ pub fn inspect<I: Into<Input>>(
 ) -> Result<InspectReport> {
     let config = model.config();
     let mut tap = InspectTap::new(config, options);
+    let mut quantisers = model.quantisers();
     let mut inputs = inputs.peekable();
     let (mut done, mut total) = (0, 0);
     let mut step = |more: u64| {
@@ -204,7 +206,11 @@ pub fn inspect<I: Into<Input>>(
             tokens += here;
             held += here * config.width;
             tap.is_first = tokens == here;
-            streams.push(embedding.forward(&Tape::off(), &mut tap, &input)?);
+            streams.push(embedding.forward(
+                &Tape::off(),
+                &mut Seen::new(&mut quantisers, &mut tap),
+                &input,
+            )?);
         }
         drop(embedding);
         let last = inputs.peek().is_none();
@@ -216,7 +222,7 @@ pub fn inspect<I: Into<Input>>(
             weights.add(block.parameters())?;
             for (i, x) in streams.iter_mut().enumerate() {
                 tap.is_first = holds_first && i == 0;
-                *x = block.forward(&Tape::off(), &mut tap, x)?;
+                *x = block.forward(&Tape::off(), &mut Seen::new(&mut quantisers, &mut tap), x)?;
             }
             tap.settle(last, |site| site.layer == Some(layer));
             step(0);
@@ -225,7 +231,7 @@ pub fn inspect<I: Into<Input>>(
         weights.add(head.parameters())?;
         for (i, x) in streams.iter().enumerate() {
             tap.is_first = holds_first && i == 0;
-            let x = head.final_norm(&Tape::off(), &mut tap, x)?;
+            let x = head.final_norm(&Tape::off(), &mut Seen::new(&mut quantisers, &mut tap), x)?;
             if head.exists() {
                 logits(&head, &mut tap, &x, config.vocab, options)?;
             }
@@ -331,7 +337,8 @@ pub fn activations_of(
     input: &Input,
 ) -> std::result::Result<BTreeMap<String, Tensor>, ModelError> {
     input.check(model.config())?;
-    let mut tap = DumpTap(BTreeMap::new());
+    let (mut dump, mut quantisers) = (DumpTap(BTreeMap::new()), model.quantisers());
+    let mut tap = Seen::new(&mut quantisers, &mut dump);
     let tape = Tape::off();
     let mut x = model.embedding()?.forward(&tape, &mut tap, input)?;
     for layer in 0..model.config().depth {
@@ -342,7 +349,7 @@ pub fn activations_of(
     if head.exists() {
         head.logits(&tape, &mut tap, &x)?;
     }
-    Ok(tap.0)
+    Ok(dump.0)
 }
 
 /// Writes [`activations_of`] as safetensors.

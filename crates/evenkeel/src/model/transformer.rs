@@ -14,6 +14,7 @@ use super::input::{Input, check_ids};
 use super::matrix::StoredMatrix;
 use super::params::{Builder, Parameter, Source};
 use crate::ops::Rope;
+use crate::quant::QuantTap;
 use crate::tap::Tap;
 use crate::tape::{Tape, Value};
 use candle_core::Tensor;
@@ -60,6 +61,11 @@ pub trait Parts {
     /// # Errors
     /// If it cannot be read.
     fn head(&self) -> Result<Head, ModelError>;
+
+    /// What rounds activations in every pass, for a model of integers.
+    fn quantisers(&self) -> Option<QuantTap> {
+        None
+    }
 }
 
 impl Parts for Transformer {

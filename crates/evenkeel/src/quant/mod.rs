@@ -10,6 +10,8 @@ pub mod grid;
 pub mod int8;
 pub mod places;
 pub mod range;
+pub mod repair;
+mod repaired;
 mod report;
 pub mod rounding;
 pub mod scheme;

@@ -68,24 +68,12 @@ impl Rounding {
         if values.iter().any(|v| !v.is_finite()) {
             return Err(QuantError::NonFinite { site: name.into() });
         }
-        let unsigned = values.iter().all(|&v| v >= 0.0);
-        let layout = Layout::of_weight(spec.granularity);
-        let tensor_peak = match spec.scale {
-            Scale::E4m3 => peak(extremes(values)),
-            Scale::Float | Scale::PowerOfTwo => 0.0,
-        };
-        let cell = |values: &[f32]| match (spec.format, spec.scale) {
-            (Format::Float(_), Scale::PowerOfTwo | Scale::E4m3) => own_cell(spec, values, tensor_peak),
-            _ => {
-                let range = of_values(spec.range, spec.format, values, unsigned);
-                Cell::of_range(spec.format, range, unsigned)
-            }
-        };
+        let (layout, own) = (Layout::of_weight(spec.granularity), WeightCells::of(spec, values));
         let cells = match layout.pieces(width) {
-            None => vec![cell(values)],
+            None => vec![own.cell(values)],
             Some((size, _)) => values
                 .par_chunks(width.max(1))
-                .flat_map_iter(|row| row.chunks(size).map(cell).collect::<Vec<_>>())
+                .flat_map_iter(|row| row.chunks(size).map(|piece| own.cell(piece)).collect::<Vec<_>>())
                 .collect(),
         };
         Ok(Self { layout, cells })
@@ -114,6 +102,31 @@ impl Rounding {
                     }
                 });
             }
+        }
+    }
+}
+
+/// What the cells of a weight have in common.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct WeightCells {
+    spec: Spec,
+    unsigned: bool,
+    /// Largest magnitude, which two scales need.
+    peak: f64,
+}
+
+impl WeightCells {
+    /// Of the weight with these values.
+    pub(super) fn of(spec: Spec, values: &[f32]) -> Self {
+        Self { spec, unsigned: values.iter().all(|&v| v >= 0.0), peak: peak(extremes(values)) }
+    }
+
+    /// The cell of some of its values.
+    pub(super) fn cell(&self, values: &[f32]) -> Cell {
+        let Spec { format, scale, range, .. } = self.spec;
+        match (format, scale) {
+            (Format::Float(_), Scale::PowerOfTwo | Scale::E4m3) => own_cell(self.spec, values, self.peak),
+            _ => Cell::of_range(format, of_values(range, format, values, self.unsigned), self.unsigned),
         }
     }
 }

@@ -2,10 +2,12 @@
 
 use super::QuantError;
 use super::comparison::Comparison;
+use super::repair::Repair;
+use super::repaired::rounded_after;
 use super::report::{FloatSide, QuantReport, QuantSide, QuantSite, QuantSummary, stored_bytes};
 use super::scheme::{HeadFormat, Plan, Scheme};
 use super::tap::{Calibrated, QuantTap};
-use super::weights::{Rounded, quantise_weights};
+use super::weights::Rounded;
 use crate::data::{Batch, ValidationBlocks};
 use crate::error::Result;
 use crate::model::Transformer;
@@ -25,21 +27,21 @@ pub struct Simulation {
 }
 
 impl Simulation {
-    /// Rounds the weights and calibrates the activations. `progress` is called after each batch.
+    /// Repairs the model, rounds the weights and calibrates the activations. `progress` is called after each batch.
     ///
     /// # Errors
-    /// If there is no calibration batch, the scheme does not fit, or a value is not finite.
+    /// If there is no calibration batch, the scheme does not fit, a repair cannot be made, or a value is not finite.
     pub fn new(
         model: &Transformer,
         scheme: &Scheme,
+        repairs: &[Repair],
         calibration: &[Batch],
         progress: &mut dyn FnMut(),
     ) -> Result<Self> {
-        let plan = scheme.plan(model.config(), model.parameters().iter().map(|p| p.name.as_str()))?;
         if calibration.is_empty() {
             return Err(QuantError::NoCalibration.into());
         }
-        let rounded = quantise_weights(model, &plan)?;
+        let (plan, rounded) = rounded_after(model, scheme, repairs, calibration)?;
         let mut tap = QuantTap::new(&plan);
         for batch in calibration {
             forward(&rounded.model, &mut tap, &batch.inputs, batch.sequences)?;
@@ -50,7 +52,7 @@ impl Simulation {
             plan,
             rounded,
             tap,
-            repairs: Vec::new(),
+            repairs: repairs.iter().map(Repair::to_string).collect(),
             calib_batches: calibration.len(),
             calib_tokens: calibration.iter().map(|b| b.tokens() as u64).sum(),
         })

@@ -53,7 +53,7 @@ pub(crate) fn run(args: Inspect, settings: &Settings) -> Result<Exit, Failure> {
         let mut report = model.inspect(&args, settings)?;
         // That of the process, which holds one model after the other.
         report.peak_memory_bytes = None;
-        let digest = format!("{:016x}", model.on_disk.digest());
+        let digest = format!("{:016x}", model.on_disk.digest()?);
         revisions.push(Revision { name: model.name.clone(), step: model.step, report, digest });
     }
     let peak = peak_rss_bytes();

@@ -7,7 +7,7 @@
 mod corpus;
 mod plan;
 
-use super::quantize::quantise;
+use super::quantize::{Recipe, quantise};
 use super::text::blocks;
 use super::train::{Run, execute, host};
 use crate::args::Quickstart;
@@ -172,14 +172,9 @@ fn one_run(
         Outcome::Finished => {}
     }
     let model = run.trainer.model();
-    let quantised: QuantReport = quantise(
-        model,
-        &Scheme::preset("w8a8")?,
-        dataset,
-        model.config().context,
-        CALIBRATION_BATCHES,
-        settings,
-    )?;
+    let scheme = Scheme::preset("w8a8")?;
+    let recipe = Recipe { scheme: &scheme, repairs: &[], calib_batches: CALIBRATION_BATCHES };
+    let quantised: QuantReport = quantise(model, &recipe, dataset, model.config().context, settings)?.1;
     files::write_json(&run.root.join("w8a8.json"), &quantised)?;
     let kurtosis = kurtosis(&run, dataset)?;
     result.val_loss = Some(quantised.float.perplexity.ln());

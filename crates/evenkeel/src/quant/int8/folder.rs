@@ -330,10 +330,11 @@ pub fn is_integer(dir: &Path) -> bool {
 ///
 /// # Errors
 /// If it is not there, damaged, or its tensors do not fit its configuration.
-pub fn read(dir: &Path) -> Result<IntegerModel> {
+pub fn read(dir: &Path) -> std::result::Result<IntegerModel, CheckpointError> {
     let config_path = dir.join(CONFIG);
     let file: ConfigFile = files::read_json(&config_path)?;
-    file.model.validate()?;
+    let fit = |source: ModelError| CheckpointError::Model { path: dir.to_path_buf(), source };
+    let shapes = Transformer::shapes(file.model.clone()).map_err(fit)?;
     let path = dir.join(WEIGHTS);
     let io = |source| CheckpointError::Io { path: path.clone(), source };
     let mapped = MappedFile::new(&File::open(&path).map_err(io)?).map_err(io)?;
@@ -347,12 +348,12 @@ pub fn read(dir: &Path) -> Result<IntegerModel> {
     for (name, words) in &file.quantization.activations {
         let damaged = |problem: String| CheckpointError::Damaged { path: config_path.clone(), problem };
         let site = known.get(name).ok_or_else(|| damaged(format!("the model has no site {name}")))?;
-        let spec = Spec::ACTIVATION.with(words)?;
+        let spec = Spec::ACTIVATION.with(words).map_err(|e| damaged(e.to_string()))?;
         grids.insert(*site, stored.grid(*site, spec)?);
         specs.insert(*site, spec);
     }
     let mut matrices = BTreeMap::new();
-    for (name, shape) in Transformer::shapes(file.model.clone())? {
+    for (name, shape) in shapes {
         let bf16 = stored.tensors.tensor(&name).is_ok_and(|view| view.dtype() == Dtype::BF16);
         if shape.len() == 2 && (bf16 || stored.is_quantised(&name)) {
             matrices.insert(name.clone(), stored.matrix(&file.model, &grids, &name)?);
@@ -360,8 +361,7 @@ pub fn read(dir: &Path) -> Result<IntegerModel> {
     }
     let held: usize = matrices.values().map(StoredMatrix::bytes).sum();
     let reader: &Reader = &|name: &str, shape: &[usize]| stored.parameter(name, shape);
-    let model = Transformer::stored(file.model, &mut matrices, reader)
-        .map_err(|source| CheckpointError::Model { path: dir.to_path_buf(), source })?;
+    let model = Transformer::stored(file.model, &mut matrices, reader).map_err(fit)?;
     let bytes = held + model.parameters().iter().map(|p| 4 * p.tensor.elem_count()).sum::<usize>();
     let tap = QuantTap::fixed(&specs, &grids);
     Ok(IntegerModel { model, tap, grids, description: file.quantization, bytes })

@@ -15,8 +15,8 @@ pub use grids::ActivationGrid;
 
 use super::tap::QuantTap;
 use crate::error::Result;
-use crate::model::Transformer;
-use crate::tap::{NoTap, Site, Tap};
+use crate::model::{Block, Embedding, Head, ModelConfig, ModelError, Parts, Transformer};
+use crate::tap::{Site, Tap};
 use crate::tape::Tape;
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
@@ -78,27 +78,54 @@ impl IntegerModel {
     /// # Errors
     /// If the ids do not fit the model.
     pub fn logits(&self, ids: &[u32], sequences: usize) -> Result<Tensor> {
-        let mut tap = Seen { quantisers: self.tap(), then: &mut NoTap };
-        Ok(self.model.logits(&Tape::off(), &mut tap, ids, sequences)?.tensor().clone())
+        Ok(self.model.logits(&Tape::off(), &mut self.tap(), ids, sequences)?.tensor().clone())
     }
 }
 
-/// Quantisers, and a tap that sees what they leave.
+impl Parts for IntegerModel {
+    fn config(&self) -> &ModelConfig {
+        self.model.config()
+    }
+    fn parameter_count(&self) -> usize {
+        self.model.parameter_count()
+    }
+    fn embedding(&self) -> std::result::Result<Embedding, ModelError> {
+        self.model.embedding()
+    }
+    fn block(&self, layer: usize) -> std::result::Result<Block, ModelError> {
+        self.model.block(layer)
+    }
+    fn head(&self) -> std::result::Result<Head, ModelError> {
+        self.model.head()
+    }
+    fn quantisers(&self) -> Option<QuantTap> {
+        Some(self.tap())
+    }
+}
+
+/// Quantisers, if there are any, and a tap that sees what they leave.
 pub struct Seen<'a> {
     /// Those of the model.
-    pub quantisers: QuantTap,
+    pub quantisers: Option<&'a mut QuantTap>,
     /// Who looks.
     pub then: &'a mut dyn Tap,
 }
 
+impl<'a> Seen<'a> {
+    /// `quantisers` first, then `then`.
+    pub fn new(quantisers: &'a mut Option<QuantTap>, then: &'a mut dyn Tap) -> Self {
+        Self { quantisers: quantisers.as_mut(), then }
+    }
+}
+
 impl Tap for Seen<'_> {
     fn wants(&self, site: Site) -> bool {
-        self.quantisers.wants(site) || self.then.wants(site)
+        self.quantisers.as_ref().is_some_and(|q| q.wants(site)) || self.then.wants(site)
     }
 
     fn visit(&mut self, site: Site, mut x: Tensor) -> candle_core::Result<Tensor> {
-        if self.quantisers.wants(site) {
-            x = self.quantisers.visit(site, x)?;
+        if let Some(quantisers) = self.quantisers.as_mut().filter(|q| q.wants(site)) {
+            x = quantisers.visit(site, x)?;
         }
         match self.then.wants(site) {
             true => self.then.visit(site, x),
@@ -107,6 +134,6 @@ impl Tap for Seen<'_> {
     }
 
     fn transforms(&self) -> bool {
-        true
+        self.quantisers.is_some() || self.then.transforms()
     }
 }
