@@ -142,7 +142,9 @@ impl InputTap {
             // Below the diagonal alone so far.
             mirror(&mut statistics.gram, statistics.maxima.len());
         }
-        let bad = self.sites.iter().find(|(_, s)| s.sums.iter().any(|sum| !sum.is_finite()));
+        let bad = self.sites.iter().filter(|(_, s)| s.sums.iter().any(|sum| !sum.is_finite()));
+        // The first in the order of the forward pass, which is where it began.
+        let bad = bad.min_by_key(|(site, _)| (site.layer.is_none(), **site));
         match bad {
             Some((site, _)) => Err(RepairError::NonFinite { name: site.to_string() }),
             None => Ok(Calibration { sites: self.sites }),
@@ -179,5 +181,92 @@ impl Tap for InputTap {
             _ => self.add(site, &x)?,
         }
         Ok(x)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{inputs, inputs_of, perturbed, variants};
+    use super::super::weights::Weights;
+    use super::*;
+
+    /// Σ y of each channel and Σ |y|² over all tokens, where matrices end.
+    #[derive(Default)]
+    struct Outputs(BTreeMap<Site, (Vec<f64>, f64)>);
+
+    impl Tap for Outputs {
+        fn wants(&self, site: Site) -> bool {
+            matches!(site.place, Place::AttnQ | Place::AttnOut | Place::MlpOut)
+        }
+        fn visit(&mut self, site: Site, x: Tensor) -> CandleResult<Tensor> {
+            let width = x.dim(D::Minus1)?;
+            let (sums, square) = self.0.entry(site).or_insert((vec![0.0; width], 0.0));
+            for row in slice(&x)?.chunks(width) {
+                sums.iter_mut().zip(row).for_each(|(sum, &v)| *sum += f64::from(v));
+                *square += row.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>();
+            }
+            Ok(x)
+        }
+    }
+
+    #[test]
+    fn what_matrices_give_follows_from_what_they_read() {
+        let read = [
+            (Place::AttnIn, "attn.q", Place::AttnQ),
+            (Place::AttnContext, "attn.out", Place::AttnOut),
+            (Place::MlpHidden, "mlp.down", Place::MlpOut),
+        ];
+        for (name, config) in variants() {
+            if config.value_init != crate::model::config::ValueInit::Random {
+                continue;
+            }
+            let mut model = Weights::of(&perturbed(&config)).unwrap();
+            for (layer, (_, matrix, _)) in (0..config.depth).flat_map(|l| read.map(|r| (l, r))) {
+                model.fill(&format!("blocks.{layer}.{matrix}.bias"), 0.0);
+            }
+            let model = model.into_model().unwrap();
+            let calibration = Calibration::of(&model, &inputs_of(&config), true).unwrap();
+            let mut outputs = Outputs::default();
+            for input in &inputs_of(&config) {
+                model.run(&Tape::off(), &mut outputs, input).unwrap();
+            }
+            let weights = Weights::of(&model).unwrap();
+            for (layer, (from, matrix, to)) in (0..config.depth).flat_map(|l| read.map(|r| (l, r))) {
+                let matrix = format!("blocks.{layer}.{matrix}");
+                let inputs = calibration.at(Site::block(layer, from)).unwrap();
+                let (sums, square) = &outputs.0[&Site::block(layer, to)];
+                let scale = (square / sums.len() as f64).sqrt() * (inputs.tokens as f64).sqrt();
+                for (sum, want) in weights.times(&matrix, &inputs.sums).iter().zip(sums) {
+                    assert!((sum - want).abs() < 1e-5 * scale, "{name} {matrix}: {sum} {want}");
+                }
+                let width = inputs.maxima.len();
+                let gram: Vec<f64> = inputs.gram.iter().map(|&v| f64::from(v)).collect();
+                let rows = weights.data(&format!("{matrix}.weight")).chunks(width);
+                let energy: f64 = rows
+                    .map(|w| {
+                        let product = gram
+                            .chunks(width)
+                            .map(|g| g.iter().zip(w).map(|(g, &w)| g * f64::from(w)).sum::<f64>());
+                        product.zip(w).map(|(p, &w)| p * f64::from(w)).sum::<f64>()
+                    })
+                    .sum();
+                assert!((energy / square - 1.0).abs() < 1e-4, "{name} {matrix}: {energy} {square}");
+                let diagonal = gram.iter().step_by(width + 1).zip(&inputs.maxima);
+                assert!(diagonal.into_iter().all(|(g, &m)| f64::from(m).powi(2) <= g * 1.00001), "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn no_data_and_activations_that_are_not_finite_are_refused() {
+        let model = perturbed(&variants()[0].1);
+        assert!(matches!(Calibration::of(&model, &[], false), Err(RepairError::NoCalibration)));
+        let mut broken = Weights::of(&model).unwrap();
+        broken.fill("blocks.1.mlp.norm.gain", f32::INFINITY);
+        let broken = Calibration::of(&broken.into_model().unwrap(), &inputs(), false);
+        assert!(matches!(broken, Err(RepairError::NonFinite { name }) if name.starts_with("blocks.1.mlp.")));
+        let at = Site::block(9, Place::AttnIn);
+        let unseen = Calibration::of(&model, &inputs(), false).unwrap().at(at).map(|_| ());
+        assert!(matches!(unseen, Err(RepairError::Uncalibrated { .. })));
     }
 }

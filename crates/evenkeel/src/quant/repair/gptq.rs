@@ -7,7 +7,7 @@
 //! others, so that its column is rounded to the nearest and touches none.
 //!
 //! A model is rounded block by block: what calibrates a block has gone through the rounded blocks before it, and the Gram
-//! matrices and factors of one block alone are held. The largest factor, that of 3072 hidden channels, takes 75 MB, and two
+//! matrices and factors of one block alone are held. The largest factor, that of 3072 hidden channels, takes 75 MB, and three
 //! more of its size while it is made.
 
 use super::calibration::{InputTap, block_sites, head_reader, readers};
@@ -333,9 +333,10 @@ fn output_error(w: &[f32], rounded: &[f32], gram: &[f32], channels: usize) -> f6
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{AbsMax, difference, inputs, perturbed, variants};
+    use super::super::testing::{AbsMax, difference, inputs, inputs_of, perturbed, variants};
     use super::*;
     use crate::random::uniform;
+    use faer::linalg::solvers::DenseSolveCore;
 
     /// Correlated inputs (channels, tokens): a few directions and noise. The last channel is never seen.
     fn correlated(channels: usize, tokens: usize) -> Vec<f32> {
@@ -371,7 +372,6 @@ mod tests {
             let h = Mat::from_fn(left, left, |r, c| {
                 f64::from(gram[(j + r) * channels + j + c]) + if r == c { damp * mean } else { 0.0 }
             });
-            use faer::linalg::solvers::DenseSolveCore;
             let inverse = h.partial_piv_lu().inverse();
             let group = columns.group();
             if group > 0 && j % group == 0 {
@@ -432,7 +432,7 @@ mod tests {
         assert_eq!(last(&rounded(&plain)), last(&nearest));
         assert_eq!(rounded(&vec![0.0; channels * channels]), nearest);
         assert!(Factor::of(&plain, channels - 1, 0.01).is_none());
-        assert!(Factor::of(&vec![f32::NAN; 4], 2, 0.01).is_none());
+        assert!(Factor::of(&[f32::NAN; 4], 2, 0.01).is_none());
     }
 
     #[test]
@@ -441,7 +441,8 @@ mod tests {
         for (name, config) in variants() {
             let model = perturbed(&config);
             let rounding = AbsMax { bits: 4, group: 0 };
-            let (rounded, sites) = gptq_model(&model, &inputs(), &rounding, GptqOptions::default()).unwrap();
+            let (rounded, sites) =
+                gptq_model(&model, &inputs_of(&config), &rounding, GptqOptions::default()).unwrap();
             let per_block = if config.activation.is_gated() { 7 } else { 6 };
             assert_eq!(sites.len(), per_block * config.depth, "{name}");
             let lost: f64 = sites.iter().map(|s| s.gptq).sum();

@@ -297,6 +297,7 @@ pub fn repair_rounded(
 
 #[cfg(test)]
 mod tests {
+    use super::testing::{AbsMax, difference, inputs, perturbed, variants};
     use super::*;
 
     #[test]
@@ -324,6 +325,30 @@ mod tests {
         ] {
             let error = bad.parse::<Repair>().unwrap_err();
             assert!(error.to_string().contains(bad) && !error.hint().is_empty(), "{error}");
+        }
+    }
+
+    #[test]
+    fn all_together_leave_the_float_model_as_it_was_and_the_rounded_one_closer_to_it() {
+        let repairs = [
+            Repair::Bias,
+            Repair::Gptq(GptqOptions::default()),
+            Repair::Smooth { alpha: 0.5 },
+            Repair::Rotate,
+        ];
+        let rounding = AbsMax { bits: 4, group: 8 };
+        for name in ["pre_ln", "pre_rms", "op_paper", "tied"] {
+            let model = perturbed(&variants().into_iter().find(|v| v.0 == name).unwrap().1);
+            let (float, done) = repair_float(&model, &repairs, &inputs()).unwrap();
+            assert!(difference(&model, &float) < 1e-5, "{name}");
+            // A rotation leaves a gain to every norm, and no norm is before the branches of the block without them.
+            let kept = done.smoothed.iter().filter(|s| matches!(s.outcome, Smoothed::Kept { .. })).count();
+            assert_eq!((done.rotated.unwrap().stream, kept), (24, if name == "op_paper" { 3 } else { 0 }));
+            let (plain, _) = repair_rounded(&float, &[], &inputs(), &rounding).unwrap();
+            let (rounded, done) = repair_rounded(&float, &repairs, &inputs(), &rounding).unwrap();
+            assert!(!done.gptq.is_empty() && !done.bias.unwrap().corrected.is_empty());
+            let [before, after] = [&plain, &rounded].map(|rounded| difference(&float, rounded));
+            assert!(after < before, "{name}: {before} to {after}");
         }
     }
 }

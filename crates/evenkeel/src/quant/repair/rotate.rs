@@ -104,7 +104,9 @@ fn merge_embedding_norm(w: &mut Weights) {
             *v = (x / root * gain + bias) as f32;
         }
     }
-    (w.take("embed.norm.gain"), w.take("embed.norm.bias"));
+    for part in ["gain", "bias"] {
+        w.take(&format!("embed.norm.{part}"));
+    }
     (w.config.embed_norm, w.config.embed_scale) = (Norm::None, 1.0);
 }
 
@@ -213,14 +215,16 @@ fn before_head(w: &mut Weights, norm: Norm) -> Result<(), RepairError> {
     Ok(())
 }
 
+/// A gain for each channel, and a bias that is not zero.
+type GainAndBias = (Vec<f64>, Option<Vec<f64>>);
+
 /// Takes gain and bias out of a norm, where it has a gain for each channel; the bias only if it is not zero.
-#[allow(clippy::type_complexity)]
 fn gain_and_bias(
     w: &mut Weights,
     name: &str,
     key: &'static str,
     norm: Norm,
-) -> Result<Option<(Vec<f64>, Option<Vec<f64>>)>, RepairError> {
+) -> Result<Option<GainAndBias>, RepairError> {
     match norm {
         Norm::None | Norm::Srms | Norm::Ss => return Ok(None),
         Norm::Dyt => return refuse(key, DYT),

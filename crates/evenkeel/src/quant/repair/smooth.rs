@@ -231,11 +231,11 @@ fn spread(mut maxima: Vec<f64>) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{difference, inputs, perturbed, variants};
+    use super::super::testing::{difference, inputs, inputs_of, perturbed, variants};
     use super::*;
 
     fn smoothed(model: &Transformer, alpha: f64) -> (Transformer, Vec<SmoothSite>) {
-        smooth(model, &Calibration::of(model, &inputs(), false).unwrap(), alpha).unwrap()
+        smooth(model, &Calibration::of(model, &inputs_of(model.config()), false).unwrap(), alpha).unwrap()
     }
 
     fn folded(sites: &[SmoothSite]) -> Vec<String> {
@@ -290,15 +290,13 @@ mod tests {
         assert!(spread[0] > 100.0 && spread[1] < spread[0] / 8.0, "{spread:?}");
         assert!(scales.iter().enumerate().all(|(j, &s)| j == 3 || s < scales[3]));
         // By α = 1/2, activations and weights of a channel end with the same maximum.
-        let maxima = &Calibration::of(&after, &inputs(), false).unwrap();
-        let maxima = &maxima.at(site.site).unwrap().maxima;
+        let site = Site::block(1, Place::MlpHidden);
+        let calibration = Calibration::of(&after, &inputs(), false).unwrap();
+        let maxima = &calibration.at(site).unwrap().maxima;
         let weights = Weights::of(&after).unwrap();
-        for (j, &x) in maxima.iter().enumerate() {
-            let columns = readers(after.config(), site.site).into_iter().flat_map(|matrix| {
-                let w = weights.data(&format!("{matrix}.weight")).iter().skip(j).step_by(maxima.len());
-                w.map(|w| w.abs()).collect::<Vec<_>>()
-            });
-            let w = columns.fold(0.0f32, f32::max);
+        for (j, &x) in maxima.iter().enumerate().filter(|(_, x)| **x > 0.0) {
+            let column = weights.data("blocks.1.mlp.down.weight").iter().skip(j).step_by(maxima.len());
+            let w = column.fold(0.0f32, |most, w| most.max(w.abs()));
             assert!((x / w - 1.0).abs() < 1e-3, "{j}: {x} {w}");
         }
     }

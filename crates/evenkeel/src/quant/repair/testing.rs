@@ -2,10 +2,10 @@
 
 use super::{Columns, Rounding};
 use crate::model::config::{
-    AttentionMatrix, Beta, Gate, Norm, NormPosition, Positions, Projection, QueryInit, SoftmaxChoice,
-    ValueInit,
+    AttentionMatrix, Beta, Gate, Norm, NormPosition, Positions, Projection, QueryInit, Readout,
+    SoftmaxChoice, ValueInit,
 };
-use crate::model::{Input, ModelConfig, Transformer, preset, presets};
+use crate::model::{Input, ModelConfig, Parts, Transformer, preset, presets};
 use crate::slices::{slice, tensor};
 use crate::tap::NoTap;
 use crate::tape::Tape;
@@ -46,6 +46,10 @@ const SETTINGS: &[(&str, &str, Change)] = &[
     ("narrow embedding", "pre_ln", |c| c.embed_dim = 3),
     ("narrow tied embedding", "pre_ln", |c| (c.embed_dim, c.tie_head) = (3, true)),
     ("scaled embedding", "pre_ln", |c| (c.embed_scale, c.tie_head) = (2.5, true)),
+    ("images", "pre_ln", |c| {
+        (c.patch_size, c.image, c.context, c.causal) = (2, [4, 6, 3], 7, false);
+        c.readout = Readout::First;
+    }),
     ("transform and bias before the head", "pre_ln", |c| {
         (c.head_transform, c.head_bias, c.tie_head) = (true, true, true);
     }),
@@ -88,21 +92,28 @@ pub(super) fn perturbed(config: &ModelConfig) -> Transformer {
 
 /// Three batches of two sequences of twelve tokens.
 pub(super) fn inputs() -> Vec<Input> {
-    let batch = |k: u32| Input::Tokens {
-        ids: (0..24).map(|i| (i * i * 3 + i * k + 5 * k) % 17).collect(),
-        sequences: 2,
-    };
-    (1..4).map(batch).collect()
+    let ids = |k: u32| (0..24).map(|i| (i * i * 3 + i * k + 5 * k) % 17).collect();
+    (1..4).map(|k| Input::Tokens { ids: ids(k), sequences: 2 }).collect()
+}
+
+/// Inputs of the kind that a model reads.
+pub(super) fn inputs_of(c: &ModelConfig) -> Vec<Input> {
+    let [height, width, colours] = c.image;
+    let n = 4 * colours * height * width;
+    let pixels = (0..n).map(|i| (i * 7919 % 211) as f32 / 100.0 - 1.0).collect();
+    let pixels = || tensor(pixels, (4, colours, height, width)).unwrap();
+    if c.reads_images() { vec![Input::Images { pixels: pixels() }] } else { inputs() }
 }
 
 /// Logits of all inputs.
 pub(super) fn logits(model: &Transformer) -> Vec<f32> {
+    let (tape, head) = (Tape::off(), model.head().unwrap());
     let of = |input: Input| {
-        let Input::Tokens { ids, sequences } = input else { panic!("images") };
-        let logits = model.logits(&Tape::off(), &mut NoTap, &ids, sequences).unwrap();
+        let stream = model.run(&tape, &mut NoTap, &input).unwrap();
+        let logits = head.logits(&tape, &mut NoTap, &stream).unwrap();
         slice(logits.tensor()).unwrap().to_vec()
     };
-    inputs().into_iter().flat_map(of).collect()
+    inputs_of(model.config()).into_iter().flat_map(of).collect()
 }
 
 /// Largest difference of two models' logits, relative to the root mean square of the first.
@@ -133,7 +144,7 @@ fn nearest(v: f32, step: f32) -> f32 {
 
 impl Rounding for AbsMax {
     fn rounds(&self, name: &str) -> bool {
-        name.starts_with("blocks.") && name.ends_with(".weight") && !name.contains("gate.")
+        name.starts_with("blocks.") && name.ends_with(".weight") && !name.contains(".attn.gate.")
     }
 
     fn round(&self, _: &str, w: &[f32], (_, columns): (usize, usize)) -> Vec<f32> {

@@ -103,7 +103,8 @@ impl Weights {
         self.config.biases.push(projection);
         for layer in 0..self.config.depth {
             let matrix = format!("blocks.{layer}.{}", name_of(projection));
-            if let Some(rows) = self.tensors.get(&format!("{matrix}.weight")).map(|w| w.shape[0]) {
+            let shape = self.tensors.get(&format!("{matrix}.weight")).map(|w| &w.shape[..]);
+            if let Some(&[rows, _]) = shape {
                 self.insert(format!("{matrix}.bias"), vec![rows], vec![0.0; rows]);
             }
         }
