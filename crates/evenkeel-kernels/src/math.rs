@@ -7,25 +7,20 @@
 /// Lanes of the fixed-order reductions: one AVX-512 register, two AVX2 ones.
 pub const LANES: usize = 16;
 
+const LOG2_E: f32 = std::f32::consts::LOG2_E;
+/// ln 2 in two parts, so that n * LN2_HI is exact for |n| < 2^9.
+const LN2_HI: f32 = 0.693_359_4;
+const LN2_LO: f32 = -2.121_944_4e-4;
+/// Adding and subtracting 1.5 * 2^23 rounds to the nearest integer without a call.
+const ROUND: f32 = 12_582_912.0;
+
 /// e^x to 2 ulp; 0 below -87.3, infinity above 88.7.
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
-    const LOG2_E: f32 = std::f32::consts::LOG2_E;
-    // ln 2 in two parts, so that n * LN2_HI is exact for |n| < 2^9.
-    const LN2_HI: f32 = 0.693_359_4;
-    const LN2_LO: f32 = -2.121_944_4e-4;
-    // Adding and subtracting 1.5 * 2^23 rounds to the nearest integer without a call.
-    const ROUND: f32 = 12_582_912.0;
     let clamped = x.clamp(-87.3, 88.7);
     let n = (clamped * LOG2_E + ROUND) - ROUND;
     let r = clamped - n * LN2_HI - n * LN2_LO;
-    let mut p = 1.987_569_1e-4f32;
-    p = p * r + 1.398_2e-3;
-    p = p * r + 8.333_452e-3;
-    p = p * r + 4.166_579_6e-2;
-    p = p * r + 1.666_666_5e-1;
-    p = p * r + 5e-1;
-    let y = p * r * r + r + 1.0;
+    let y = near_one(r);
     // n reaches 128 at the top, where 2^n overflows: scale in two halves.
     let half = (n as i32) >> 1;
     let rest = n as i32 - half;
@@ -39,6 +34,32 @@ pub fn exp(x: f32) -> f32 {
         scaled
     };
     if x.is_nan() { x } else { bounded }
+}
+
+/// e^x for x at most 0: what [`exp`] gives down to -86.6, and 0 below. In half as many operations.
+#[inline(always)]
+pub fn exp_negative(x: f32) -> f32 {
+    const LOWEST: f32 = -86.6;
+    let clamped = if x > LOWEST { x } else { LOWEST };
+    // The last bits of the sum hold n; shifted they are n in the place of the exponent.
+    let shifted = clamped * LOG2_E + ROUND;
+    let n = shifted - ROUND;
+    let r = clamped - n * LN2_HI - n * LN2_LO;
+    let y = near_one(r);
+    let scaled = f32::from_bits(y.to_bits().wrapping_add(shifted.to_bits() << 23));
+    if x < LOWEST { 0.0 } else { scaled }
+}
+
+/// e^r for |r| at most ln 2 / 2.
+#[inline(always)]
+fn near_one(r: f32) -> f32 {
+    let mut p = 1.987_569_1e-4f32;
+    p = p * r + 1.398_2e-3;
+    p = p * r + 8.333_452e-3;
+    p = p * r + 4.166_579_6e-2;
+    p = p * r + 1.666_666_5e-1;
+    p = p * r + 5e-1;
+    p * r * r + r + 1.0
 }
 
 /// tanh x through [`exp`]; absolute error below 2e-7.
@@ -169,6 +190,16 @@ mod tests {
         assert_eq!(exp(f32::INFINITY), f32::INFINITY);
         assert!(exp(f32::NAN).is_nan());
         assert_eq!(exp(0.0), 1.0);
+    }
+
+    #[test]
+    fn exp_of_what_is_not_positive_is_exp() {
+        let mut x = 0.0f32;
+        while x > -86.6 {
+            assert_eq!(exp_negative(x).to_bits(), exp(x).to_bits(), "exp_negative({x})");
+            x -= 0.0137;
+        }
+        assert_eq!([-86.7, -200.0, f32::NEG_INFINITY].map(exp_negative), [0.0; 3]);
     }
 
     #[test]

@@ -20,7 +20,7 @@ pub use rows::{Prepare, QkNorm, Rope};
 pub use softmax::Softmax;
 
 use rows::{Gradient, Rows};
-pub(crate) use softmax::ScoreRow;
+use softmax::ScoreRow;
 
 use crate::gemm::{
     Compute, Packed, View, Write, gemm_serial, gemm_serial_packed, gemm_shared, gemm_shared_packed,

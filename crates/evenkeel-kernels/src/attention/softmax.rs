@@ -30,15 +30,15 @@ pub enum Softmax {
 
 /// What happens to a row of raw products q · k.
 #[derive(Clone, Copy)]
-pub(crate) struct ScoreRow {
-    pub(crate) scale: f32,
-    pub(crate) softcap: f32,
-    pub(crate) softmax: Softmax,
+pub(super) struct ScoreRow {
+    pub(super) scale: f32,
+    pub(super) softcap: f32,
+    pub(super) softmax: Softmax,
 }
 
 impl ScoreRow {
     /// Raw products to probabilities in place; entries from `visible` on become 0. Returns log Σ exp.
-    pub(crate) fn forward(self, row: &mut [f32], visible: usize) -> f32 {
+    pub(super) fn forward(self, row: &mut [f32], visible: usize) -> f32 {
         let mut scale = self.scale;
         if self.softcap > 0.0 {
             cap(&mut row[..visible], scale, self.softcap);

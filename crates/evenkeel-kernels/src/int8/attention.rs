@@ -13,15 +13,16 @@
 //! they see, then walks tiles of as many queries as the micro-kernel has rows: the scores of a tile, and the bytes
 //! that they become, stay in L1 and L2, and a causal task computes no keys after its tile.
 
-use super::micro::{Kernel, LINE};
+use super::micro::Kernel;
 use super::pack::{Bytes, Panels, pack_across, pack_outputs};
 use super::requantise::quantise_u8_serial;
+use super::softmax::{PAD, corrected, probabilities, round_scores};
 use super::{Path, Room, multiply};
-use crate::attention::{ScoreRow, Softmax};
+use crate::attention::Softmax;
 use crate::gemm::scratch::Scratch;
 use crate::gemm::{Compute, Packed, View, Write, gemm_serial_packed};
 use crate::isa::multiversion;
-use crate::quant::{Grid, fake_quantise_serial};
+use crate::quant::Grid;
 use crate::threads::Shared;
 use rayon::prelude::*;
 use std::ops::Range;
@@ -130,10 +131,10 @@ impl IntAttention {
         if self.window == 0 { 0..end } else { end.saturating_sub(self.window)..end }
     }
 
-    /// The keys that any of some queries sees, from a whole line of groups of keys on.
+    /// The keys that any of some queries sees, widened to whole [`PAD`]: those past the last are packed as zeros.
     fn seen_by(&self, queries: &Range<usize>) -> Range<usize> {
-        let first = self.seen(queries.start).start;
-        first / (4 * LINE) * (4 * LINE)..self.seen(queries.end - 1).end
+        let (first, end) = (self.seen(queries.start).start, self.seen(queries.end - 1).end);
+        first / PAD * PAD..end.next_multiple_of(PAD)
     }
 
     /// These tokens' rows of one key head of one sequence.
@@ -146,7 +147,7 @@ impl IntAttention {
     ) -> Bytes<'a, i8> {
         let stride = self.kv_heads * self.d_head;
         let first = (sequence * self.kv_stride + keys.start) * stride + kv_head * self.d_head;
-        Bytes::new(&x[first..], keys.len(), self.d_head, stride)
+        Bytes::new(&x[first..], keys.end.min(self.keys) - keys.start, self.d_head, stride)
     }
 
     /// The context of some queries of the heads that share a key head.
@@ -186,40 +187,41 @@ impl IntAttention {
         let seen = self.seen_by(&queries);
         tile.keys = seen.start - origin..seen.end - origin;
         tile.probs.clear();
-        tile.levels.clear();
-        tile.levels.resize(queries.len() * seen.len(), self.probs.map_or(0, |grid| grid.zero_point as u8));
+        let n = seen.len();
+        tile.levels.resize(queries.len() * n, 0);
         if self.probs.is_none() {
             tile.probs.resize(queries.len() * tile.keys.end, 0.0);
         }
-        tile.row.resize(seen.len(), 0.0);
+        tile.row.resize(n, 0.0);
         let (z_q, z_k) = (integer(self.q), integer(self.k) - 128);
         let factor = self.q.scale * self.k.scale * self.scale;
-        let softmax = ScoreRow { scale: 1.0, softcap: 0.0, softmax: self.softmax };
         let sums_of_keys = &keys.sums[tile.keys.clone()];
-        let panels = keys.panels();
         let first = queries.start;
-        multiply(tile.kernel, q, queries, panels, tile.keys.clone(), &mut tile.room, |query, _, sums| {
-            let scores = tile.row.as_mut_slice();
-            let constant = z_k * (self.d_head as i32 * z_q - sum(q.row(query)));
-            corrected(sums, sums_of_keys, z_q, constant, factor, scores);
-            if let Some(grid) = self.scores {
-                fake_quantise_serial(scores, grid);
-            }
-            let of_query = self.seen(query);
-            let visible = of_query.start - seen.start..of_query.end - seen.start;
-            let probs = &mut scores[visible.clone()];
-            softmax.forward(probs, visible.len());
-            match self.probs {
-                Some(grid) => {
-                    let levels = &mut tile.levels[(query - first) * seen.len()..][visible];
-                    quantise_u8_serial(probs, grid, levels);
+        multiply(
+            tile.kernel,
+            q,
+            queries,
+            keys.panels(),
+            tile.keys.clone(),
+            &mut tile.room,
+            |query, _, sums| {
+                let row = &mut tile.row;
+                let constant = z_k * (self.d_head as i32 * z_q - sum(q.row(query)));
+                corrected(sums, sums_of_keys, z_q, constant, factor, row);
+                if let Some(grid) = self.scores {
+                    round_scores(row, grid);
                 }
-                None => {
-                    let row = &mut tile.probs[(query - first) * tile.keys.end..][..tile.keys.end];
-                    row[tile.keys.start..][visible].copy_from_slice(probs);
+                let visible = self.seen(query);
+                row[..visible.start - seen.start].fill(f32::NEG_INFINITY);
+                row[visible.end - seen.start..].fill(f32::NEG_INFINITY);
+                probabilities(row, self.softmax);
+                let i = query - first;
+                match self.probs {
+                    Some(grid) => quantise_u8_serial(row, grid, &mut tile.levels[i * n..][..n]),
+                    None => tile.probs[i * tile.keys.end..][tile.keys.clone()].copy_from_slice(row),
                 }
-            }
-        });
+            },
+        );
     }
 }
 
@@ -246,7 +248,7 @@ impl Tile {
     }
 }
 
-/// Keys as the right-hand side of a product: (keys, d_head), packed.
+/// Keys as the right-hand side of a product: (keys, d_head), packed, with zeros to whole [`PAD`].
 struct Keys {
     groups: Scratch,
     /// Σ over the channels of each.
@@ -256,9 +258,10 @@ struct Keys {
 
 impl Keys {
     fn new(k: Bytes<i8>) -> Self {
-        let size = Panels::size(k.rows(), k.columns());
-        let (mut groups, mut sums) = (Scratch::take(size), vec![0; k.rows()]);
-        pack_outputs(k, 0, &mut groups.groups_mut()[..size], &mut sums);
+        let keys = k.rows().next_multiple_of(PAD);
+        let size = Panels::size(keys, k.columns());
+        let (mut groups, mut sums) = (Scratch::take(size), vec![0; keys]);
+        pack_outputs(k, 0, &mut groups.groups_mut()[..size], &mut sums[..k.rows()]);
         Self { groups, sums, d_head: k.columns() }
     }
 
@@ -267,7 +270,7 @@ impl Keys {
     }
 }
 
-/// Values as the right-hand side of a product: (keys, d_head), packed across.
+/// Values as the right-hand side of a product: (keys, d_head), packed across, with zeros to whole [`PAD`].
 enum Values<'a> {
     /// For probabilities on the grid `probs`.
     Bytes { rows: Bytes<'a, i8>, groups: Scratch, values: Grid, probs: Grid },
@@ -277,7 +280,7 @@ enum Values<'a> {
 
 impl<'a> Values<'a> {
     fn new(rows: Bytes<'a, i8>, values: Grid, probs: Option<Grid>) -> Self {
-        let (keys, d_head) = (rows.rows(), rows.columns());
+        let (keys, d_head) = (rows.rows().next_multiple_of(PAD), rows.columns());
         if let Some(probs) = probs {
             let size = Panels::size(d_head, keys);
             let mut groups = Scratch::take(size);
@@ -285,7 +288,7 @@ impl<'a> Values<'a> {
             return Values::Bytes { rows, groups, values, probs };
         }
         let mut numbers = vec![0.0; keys * d_head];
-        for (row, out) in numbers.chunks_exact_mut(d_head.max(1)).enumerate() {
+        for (row, out) in (0..rows.rows()).zip(numbers.chunks_exact_mut(d_head.max(1))) {
             dequantise_row(rows.row(row), values, out);
         }
         Values::Numbers {
@@ -302,11 +305,13 @@ impl<'a> Values<'a> {
                 let (z_p, z_v) = (integer(*probs), integer(*values) - 128);
                 let mut sums_of_values = vec![0; d];
                 if z_p != 0 {
-                    tile.keys.clone().for_each(|key| add_to(rows.row(key), &mut sums_of_values));
+                    let keys = tile.keys.start..tile.keys.end.min(rows.rows());
+                    keys.for_each(|key| add_to(rows.row(key), &mut sums_of_values));
                 }
                 tile.context.resize(d, 0.0);
                 let p = Bytes::new(&tile.levels, tile.levels.len() / n, n, n);
-                let panels = Panels::new(groups.groups(), d, rows.rows()).part(tile.keys.clone());
+                let keys = rows.rows().next_multiple_of(PAD);
+                let panels = Panels::new(groups.groups(), d, keys).part(tile.keys.clone());
                 let factor = probs.scale * values.scale;
                 multiply(tile.kernel, p, 0..p.rows(), panels, 0..d, &mut tile.room, |i, _, sums| {
                     let constant = z_v * (n as i32 * z_p - sum(p.row(i)));
@@ -331,16 +336,6 @@ impl<'a> Values<'a> {
 /// A grid's zero point.
 fn integer(grid: Grid) -> i32 {
     grid.zero_point as i32
-}
-
-multiversion! {
-    /// out ← (sum - zero · column + constant) · factor. The integers may wrap on the way; what they come to fits.
-    fn corrected(sums: &[i32], columns: &[i32], zero: i32, constant: i32, factor: f32, out: &mut [f32]) {
-        for ((out, &sum), &column) in out.iter_mut().zip(sums).zip(columns) {
-            let exact = sum.wrapping_sub(zero.wrapping_mul(column)).wrapping_add(constant);
-            *out = exact as f32 * factor;
-        }
-    }
 }
 
 multiversion! {

@@ -108,6 +108,7 @@ pub(super) struct Kernel {
 
 impl Kernel {
     /// The loops for a product of `rows` rows on `path`, which must be available.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables))]
     pub(super) fn select(path: Path, rows: usize) -> Self {
         debug_assert!(path.available());
         let plain = |runs: &'static [Run]| Self { rows: runs.len(), runs, session: None };

@@ -24,6 +24,7 @@ mod neon;
 mod pack;
 mod portable;
 pub mod requantise;
+mod softmax;
 
 pub use micro::Path;
 

@@ -50,8 +50,10 @@ impl<'a> Terms<'a> {
     }
 }
 
-/// Columns that [`requantise_into`] holds as numbers at a time.
+/// Columns that [`requantise_into`] holds as numbers at a time, where an activation wants them in memory.
 const CHUNK: usize = 256;
+/// And where they stay in registers.
+const LANES: usize = 64;
 
 /// out ← act((sum + offset) · scale + bias).
 ///
@@ -71,32 +73,67 @@ pub fn dequantise_into(sums: &[i32], terms: Terms, out: &mut [f32]) {
     }
 }
 
-/// The bytes on `grid` of what [`dequantise_into`] gives.
+/// The bytes on `grid` of what [`dequantise_into`] gives. The division takes no longer than a product with the reciprocal
+/// would: it hides behind the rest.
 ///
 /// # Panics
 /// As [`dequantise_into`], and if the grid's integers are not bytes.
 pub fn requantise_into(sums: &[i32], terms: Terms, grid: Grid, out: &mut [u8]) {
-    requantise(sums, terms, out, |y, out| quantise_u8_serial(y, grid, out));
-}
-
-/// As [`requantise_into`] with `y · (1 / s)` in place of `y / s`, which may differ by one level where the quotient lies within
-/// its rounding error, 2⁻²³ of it, of half an integer.
-///
-/// # Panics
-/// As [`requantise_into`].
-pub fn requantise_by_reciprocal_into(sums: &[i32], terms: Terms, grid: Grid, out: &mut [u8]) {
     check(grid);
-    requantise(sums, terms, out, |y, out| levels_by_reciprocal(y, grid, 1.0 / grid.scale, out));
+    assert!(sums.len() == out.len() && terms.offset.len() == out.len());
+    match terms.activation {
+        None => levels_of_sums(sums, terms, f32::NEG_INFINITY, grid, out),
+        Some(Activation::Relu) => levels_of_sums(sums, terms, 0.0, grid, out),
+        Some(_) => {
+            let mut numbers = [0.0; CHUNK];
+            for (i, (sums, out)) in sums.chunks(CHUNK).zip(out.chunks_mut(CHUNK)).enumerate() {
+                let numbers = &mut numbers[..sums.len()];
+                dequantise_into(sums, terms.columns(i * CHUNK, sums.len()), numbers);
+                levels(numbers, grid, out);
+            }
+        }
+    }
 }
 
-fn requantise(sums: &[i32], terms: Terms, out: &mut [u8], levels: impl Fn(&[f32], &mut [u8])) {
-    assert!(sums.len() == out.len() && terms.offset.len() == out.len());
-    let mut numbers = [0.0; CHUNK];
-    for (i, (sums, out)) in sums.chunks(CHUNK).zip(out.chunks_mut(CHUNK)).enumerate() {
-        let numbers = &mut numbers[..sums.len()];
-        dequantise_into(sums, terms.columns(i * CHUNK, sums.len()), numbers);
-        levels(numbers, out);
+multiversion! {
+    /// [`requantise_into`] without leaving the registers, for y no less than `floor`.
+    fn levels_of_sums(sums: &[i32], terms: Terms, floor: f32, grid: Grid, out: &mut [u8]) {
+        let (sums, sums_rest) = sums.as_chunks::<LANES>();
+        let (out, out_rest) = out.as_chunks_mut::<LANES>();
+        let rest = sums.len() * LANES;
+        for (i, (out, sums)) in out.iter_mut().zip(sums).enumerate() {
+            *out = levels_of_lanes(sums, terms, i * LANES, floor, grid);
+        }
+        for (i, (out, &sum)) in out_rest.iter_mut().zip(sums_rest).enumerate() {
+            [*out] = levels_of_lanes(&[sum], terms, rest + i, floor, grid);
+        }
     }
+}
+
+/// `N` columns from `first` on.
+#[inline(always)]
+fn levels_of_lanes<const N: usize>(
+    sums: &[i32; N],
+    terms: Terms,
+    first: usize,
+    floor: f32,
+    grid: Grid,
+) -> [u8; N] {
+    let offset = &terms.offset[first..first + N];
+    let mut y = [0.0; N];
+    match terms.scale {
+        Scale::One(scale) => (0..N).for_each(|l| y[l] = sums[l].wrapping_add(offset[l]) as f32 * scale),
+        Scale::Columns(scales) => {
+            let scales = &scales[first..first + N];
+            (0..N).for_each(|l| y[l] = sums[l].wrapping_add(offset[l]) as f32 * scales[l]);
+        }
+    }
+    if let Some(bias) = terms.bias {
+        let bias = &bias[first..first + N];
+        (0..N).for_each(|l| y[l] += bias[l]);
+    }
+    // Written so that NaN stays NaN.
+    y.map(|y| byte((if y < floor { floor } else { y } / grid.scale).round_ties_even(), grid))
 }
 
 multiversion! {
@@ -176,14 +213,6 @@ multiversion! {
     }
 }
 
-multiversion! {
-    fn levels_by_reciprocal(x: &[f32], grid: Grid, reciprocal: f32, out: &mut [u8]) {
-        for (out, &x) in out.iter_mut().zip(x) {
-            *out = byte((x * reciprocal).round_ties_even(), grid);
-        }
-    }
-}
-
 /// The byte of a rounded quotient.
 #[inline(always)]
 fn byte(rounded: f32, grid: Grid) -> u8 {
@@ -215,7 +244,6 @@ pub fn row_grid(x: &[f32]) -> Grid {
 multiversion! {
     /// The smallest and the largest number, and 0.
     fn range(x: &[f32]) -> (f32, f32) {
-        const LANES: usize = 64;
         let (mut lo, mut hi) = ([0.0f32; LANES], [0.0f32; LANES]);
         let (chunks, rest) = x.as_chunks::<LANES>();
         for chunk in chunks {
@@ -225,9 +253,18 @@ multiversion! {
                 hi[l] = if chunk[l] > hi[l] { chunk[l] } else { hi[l] };
             }
         }
-        let all = || lo.iter().chain(&hi).chain(rest);
-        let least = all().fold(0.0f32, |m, &v| if v < m { v } else { m });
-        let largest = all().fold(0.0f32, |m, &v| if v > m { v } else { m });
-        (least, largest)
+        for &v in rest {
+            lo[0] = if v < lo[0] { v } else { lo[0] };
+            hi[0] = if v > hi[0] { v } else { hi[0] };
+        }
+        let mut width = LANES / 2;
+        while width > 0 {
+            for l in 0..width {
+                lo[l] = lo[l].min(lo[l + width]);
+                hi[l] = hi[l].max(hi[l + width]);
+            }
+            width /= 2;
+        }
+        (lo[0], hi[0])
     }
 }
