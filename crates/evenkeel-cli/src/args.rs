@@ -4,6 +4,7 @@ pub(crate) mod bench;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use evenkeel::quant::{HeadFormat, scheme};
+use evenkeel::cache::CacheKind;
 use std::path::PathBuf;
 
 /// Train transformers without outlier features, find them in checkpoints, and cash the gain in as int8.
@@ -341,6 +342,41 @@ pub(crate) struct Sample {
     /// Only the most likely tokens that together hold this probability
     #[arg(long, default_value_t = 0.95, value_name = "P")]
     pub(crate) top_p: f64,
+    /// Continuations to draw at once
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub(crate) samples: usize,
+    /// How the keys and values of earlier tokens are kept
+    #[arg(long, value_enum, default_value_t = KvCache::F32, value_name = "TYPE")]
+    pub(crate) kv_cache: KvCache,
+}
+
+/// How keys and values are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum KvCache {
+    /// Exactly: the text is that of running everything again for every token
+    F32,
+    /// In half the memory
+    Bf16,
+    /// In little more than a quarter, with a scale for every token and head
+    Int8,
+}
+
+impl KvCache {
+    pub(crate) fn kind(self) -> CacheKind {
+        match self {
+            KvCache::F32 => CacheKind::F32,
+            KvCache::Bf16 => CacheKind::Bf16,
+            KvCache::Int8 => CacheKind::Int8,
+        }
+    }
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            KvCache::F32 => "f32",
+            KvCache::Bf16 => "bf16",
+            KvCache::Int8 => "int8",
+        }
+    }
 }
 
 #[derive(Debug, ClapArgs)]

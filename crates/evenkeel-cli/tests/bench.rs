@@ -96,6 +96,25 @@ fn step() {
 }
 
 #[test]
+fn decode() {
+    let sandbox = Sandbox::new();
+    let args = [
+        "bench", "decode", "--depth", "2", "--heads", "2", "--rounds", "1", "--prompt", "9", "--tokens", "7",
+    ];
+    // Keys and values of 2 blocks, 2 sequences, 16 tokens, 32 channels; in int8 5 bytes more for each head.
+    for (kind, bytes) in [("f32", 4096 * 4), ("bf16", 4096 * 2), ("int8", 4096 + 256 * 5)] {
+        let report = sandbox.json(&[&args[..], &TINY, &["--kv-cache", kind]].concat());
+        for key in ["prefill_tokens_per_second", "decode_tokens_per_second", "decode_seconds_median"] {
+            positive(&report[key]);
+        }
+        assert_eq!((&report["kv_cache"], report["cache_bytes"].as_u64()), (&Value::from(kind), Some(bytes)));
+    }
+    assert!(sandbox.ok(&[&args[..], &TINY].concat()).contains("tokens/s"));
+    let stderr = sandbox.refused(&["bench", "decode", "--context", "16", "--prompt", "9", "--tokens", "8"]);
+    assert!(stderr.contains("--context"), "{stderr}");
+}
+
+#[test]
 fn a_step_learns_the_same_for_every_way_to_remember() {
     let sandbox = Sandbox::new();
     let step = ["bench", "step", "--depth", "2", "--heads", "2", "--steps", "3"];

@@ -392,6 +392,7 @@ fn running_models() {
     cases.refused(&["sample", "run", "--prompt", "let", "--temperature", "-1"]);
     cases.refused(&["sample", "run", "--prompt", "let", "--temperature", "nan"]);
     cases.refused(&["sample", "run", "--prompt", "let", "--top-p", "0"]);
+    cases.refused(&["sample", "run", "--prompt", "let", "--samples", "0"]);
     cases.refused(&["sample", "mute", "--prompt", "let"]);
     snapshot!(cases);
 }

@@ -263,7 +263,44 @@ fn sample_prints_the_same_text_with_and_without_json() {
         ];
         let args = [&args[..], &["--seed", seed]].concat();
         let report = sandbox.json(&args);
-        assert_eq!(keys(&report), ["schema", "prompt", "text", "tokens"].into());
+        let expected = [
+            "schema",
+            "prompt",
+            "text",
+            "tokens",
+            "samples",
+            "kv_cache",
+            "cache_bytes",
+            "prefill_tokens_per_second",
+            "decode_tokens_per_second",
+        ];
+        assert_eq!(keys(&report), expected.into());
         assert_eq!(sandbox.ok(&args), format!("let {}\n", report["text"].as_str().unwrap()));
     }
+}
+
+#[test]
+fn samples_are_drawn_at_once_from_a_cache_of_any_kind() {
+    let sandbox = Sandbox::with_run("op");
+    let args = ["sample", "run", "--prompt", "let ", "--max-tokens", "20", "--seed", "1"];
+    let one = sandbox.json(&args);
+    let three = sandbox.json(&[&args[..], &["--samples", "3"]].concat());
+    let samples = three["samples"].as_array().unwrap();
+    assert_eq!(samples.len(), 3);
+    assert_eq!((&three["text"], &three["tokens"]), (&one["text"], &one["tokens"]));
+    assert_eq!(samples[0]["text"], one["text"]);
+    assert!(number(&three["decode_tokens_per_second"]) > 0.0);
+    assert_eq!(number(&three["cache_bytes"]), 3.0 * number(&one["cache_bytes"]));
+    let text = |i: usize| format!("let {}", samples[i]["text"].as_str().unwrap());
+    let plain = sandbox.ok(&[&args[..], &["--samples", "3"]].concat());
+    assert_eq!(plain, format!("{}\n\n{}\n\n{}\n", text(0), text(1), text(2)));
+    for (kind, share) in [("bf16", 0.5), ("int8", 0.5)] {
+        let report = sandbox.json(&[&args[..], &["--kv-cache", kind]].concat());
+        assert_eq!(report["kv_cache"], kind);
+        assert!(number(&report["cache_bytes"]) <= share * number(&one["cache_bytes"]));
+    }
+    let spoken = sandbox.run(&args, 0);
+    assert!(String::from_utf8_lossy(&spoken.stderr).contains("tokens/s"));
+    let quiet = sandbox.run(&[&args[..], &["--quiet"]].concat(), 0);
+    assert!(quiet.stderr.is_empty());
 }

@@ -65,7 +65,7 @@ impl<'a> Decoder<'a> {
     /// cache starts anew), scores and probabilities with those of all keys, and the logits of the last position.
     ///
     /// # Errors
-    /// As there, and what the tap returns.
+    /// As there, and what the tap returns: then the decoder holds what it held before, or nothing if it was to begin anew.
     pub fn run(&mut self, tap: &mut dyn Tap, ids: &[u32]) -> Result<Tensor, ModelError> {
         let new = ids.len() / self.sequences;
         if new == 0 || !ids.len().is_multiple_of(self.sequences) {
@@ -114,8 +114,10 @@ impl<'a> Decoder<'a> {
         }
     }
 
-    /// The same decoder for `times` copies of its sequences, all of them one after the other, which may then go different ways.
+    /// The same decoder for `times` copies of its sequences, at least one, all of them one after the other, which may then go
+    /// different ways.
     pub fn repeated(mut self, times: usize) -> Self {
+        let times = times.max(1);
         if let Some(mut cache) = self.tape.cache() {
             cache.repeat(times);
         }

@@ -1,6 +1,7 @@
 //! What was typed after `bench`. Sizes default to the reference model: 6 blocks of 384 channels, 8192 words, and
 //! 32 sequences of 128 tokens.
 
+use super::KvCache;
 use clap::{Args, Subcommand};
 use evenkeel::optim::OptimizerName;
 use evenkeel::tape::{Precision, Recompute};
@@ -24,6 +25,8 @@ pub(crate) enum BenchCommand {
     Ops(Ops),
     /// Whole training steps: forward, backward, optimiser; no clipping, no telemetry
     Step(Step),
+    /// Going on from cached keys and values: tokens per second of a prompt, and of single tokens after it
+    Decode(Decode),
     /// What it costs to measure the residual stream at every step: steps with and without, taking turns
     Telemetry(Telemetry),
     /// How a step's time and memory grow with width, depth, context and sequences
@@ -102,6 +105,40 @@ pub(crate) struct Step {
     /// Write the profile as a stacked bar chart, step-profile.svg, into this folder
     #[arg(long, value_name = "DIR", requires = "profile")]
     pub(crate) out: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Decode {
+    /// Blocks
+    #[arg(long, default_value_t = 6, value_name = "N")]
+    pub(crate) depth: usize,
+    /// Attention heads; must divide the width
+    #[arg(long, default_value_t = 6, value_name = "N")]
+    pub(crate) heads: usize,
+    /// Channels of the residual stream; the MLP has four times as many
+    #[arg(long, default_value_t = 384, value_name = "N")]
+    pub(crate) width: usize,
+    /// Token ids
+    #[arg(long, default_value_t = 8192, value_name = "N")]
+    pub(crate) vocab: usize,
+    /// Longest sequence; prompt and tokens must fit
+    #[arg(long, default_value_t = 1024, value_name = "N")]
+    pub(crate) context: usize,
+    /// Sequences that are decoded at once
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub(crate) sequences: usize,
+    /// Tokens of the prompt of each
+    #[arg(long, default_value_t = 256, value_name = "N")]
+    pub(crate) prompt: usize,
+    /// Tokens decoded after it
+    #[arg(long, default_value_t = 64, value_name = "N")]
+    pub(crate) tokens: usize,
+    /// How keys and values are kept
+    #[arg(long, value_enum, default_value_t = KvCache::F32, value_name = "TYPE")]
+    pub(crate) kv_cache: KvCache,
+    /// Times that all of it is run; the median counts
+    #[arg(long, default_value_t = 3, value_name = "N")]
+    pub(crate) rounds: usize,
 }
 
 #[derive(Debug, Args)]

@@ -5,7 +5,7 @@
 //! inner dimension: it packs that stretch of its rows of `a`, which stays in L2 together with the block itself,
 //! and for each panel, whose stretch (16 or 32 KiB) stays in L1, passes every tile of rows over it. The epilogue runs
 //! on the finished block while it is in cache. Which loop and layout there are for an instruction set stands in `micro`,
-//! the loops in a file each, the packing in `pack`.
+//! the loops in a file each, the packing in `pack`. A few rows are multiplied without packing, in `few`.
 //!
 //! A result does not depend on the number of threads. It does depend on the instruction set, by the order of
 //! rounding: with k the inner dimension and u = 2⁻²⁴, |error| ≤ (k + 2) u Σ|a||b| in float32, and in bfloat16
@@ -20,6 +20,7 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 pub(crate) mod cut;
+mod few;
 mod gram;
 mod micro;
 #[cfg(target_arch = "aarch64")]
@@ -28,6 +29,7 @@ pub(crate) mod pack;
 mod portable;
 pub(crate) mod scratch;
 
+pub use few::{FEW_ROWS, few_rows};
 pub use gram::{blend_gram, mirror, mirror_serial};
 pub(crate) use pack::bf16_bits;
 

@@ -47,7 +47,7 @@ fn worst(model: &Transformer, kind: CacheKind, tap: &mut dyn Tap, pieces: &[usiz
 
 const PIECES: [&[usize]; 4] = [&[1; TOKENS], &[2, 1, 2], &[4, 1], &[TOKENS]];
 
-/// Every variant, with enough key heads and channels to tell them apart.
+/// Every variant that predicts the next token.
 fn causal() -> impl Iterator<Item = (String, ModelConfig)> {
     variants().into_iter().filter(|(_, config)| config.predicts_next_token())
 }

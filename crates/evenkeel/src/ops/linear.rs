@@ -7,7 +7,7 @@ use crate::slices::{slice, tensor, with_slice_mut};
 use crate::tape::{Sink, Tape, Value};
 use candle_core::{Result, Tensor, bail};
 use evenkeel_kernels::activation;
-use evenkeel_kernels::gemm::{Compute, View, Write, gemm, gemm_new};
+use evenkeel_kernels::gemm::{Compute, FEW_ROWS, View, Write, few_rows, gemm, gemm_new};
 use evenkeel_kernels::threads::{PIECE, for_row_pieces, map_row_pieces};
 use evenkeel_kernels::xent::scale_in_place;
 
@@ -40,7 +40,7 @@ pub fn linear(
         let b = bias.map(|b| slice(b.tensor())).transpose()?;
         let b = b.as_deref();
         let (x, w) = (View::new(&x, rows, d_in), View::new(&w, d_out, d_in));
-        gemm_new(compute, x, w.t(), |_, first, piece| {
+        product(compute, x, w, |_, first, piece| {
             add_bias(piece, b, first);
             if let (Some(act), false) = (act, keep) {
                 activation::forward(act, piece);
@@ -110,7 +110,7 @@ pub fn linear_onto(
         let (base, x, w) = (slice(stream.tensor())?, slice(x.tensor())?, slice(weight.tensor())?);
         let b = bias.map(|b| slice(b.tensor())).transpose()?;
         let (x, w) = (View::new(&x, rows, d_in), View::new(&w, d_out, d_in));
-        gemm_new(compute, x, w.t(), |row, first, piece| {
+        product(compute, x, w, |row, first, piece| {
             add_bias(piece, b.as_deref(), first);
             for (y, base) in piece.iter_mut().zip(&base[row * d_out + first..]) {
                 *y = base + beta * *y;
@@ -130,6 +130,19 @@ pub fn linear_onto(
         }
         sink.add(&stream, dy)
     }))
+}
+
+/// x wᵀ with an epilogue on pieces of rows, without packing w for a few rows: those of tokens that are decoded one at a time.
+fn product(
+    compute: Compute,
+    x: View,
+    w: View,
+    epilogue: impl Fn(usize, usize, &mut [f32]) + Sync,
+) -> Vec<f32> {
+    match compute {
+        Compute::F32 if x.rows() <= FEW_ROWS => few_rows(x, w, epilogue),
+        _ => gemm_new(compute, x, w.t(), epilogue),
+    }
 }
 
 /// A layer as its backward needs it.

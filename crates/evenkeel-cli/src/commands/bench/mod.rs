@@ -1,9 +1,10 @@
-//! `bench`: how fast this machine computes what training needs, and against what peak.
+//! `bench`: how fast this machine computes what training and decoding need, and against what peak.
 //!
 //! One file for each subcommand; here is what they share: the benchmark's model, how its work is counted, and
 //! medians. Times are wall clock. A step's figures on a shared machine mean something beside others of the same
 //! minutes only; `docs/performance.md` has the protocol.
 
+mod decode;
 mod gemm;
 mod ops;
 mod peak;
@@ -27,6 +28,7 @@ pub(crate) fn run(args: Bench, settings: &Settings) -> Result<Exit, Failure> {
         BenchCommand::Gemm(a) => gemm::run(a, settings),
         BenchCommand::Ops(a) => ops::run(a, settings),
         BenchCommand::Step(a) => step::run(a, settings),
+        BenchCommand::Decode(a) => decode::run(a, settings),
         BenchCommand::Telemetry(a) => telemetry::run(a, settings),
         BenchCommand::Scale(a) => scale::run(a, settings),
     }
