@@ -1,7 +1,8 @@
 """The GPT of `torch_step.py` as an ONNX graph, the logits of the last position only, written op by op.
 
-Projections are `Gemm` over (B·T, D), which onnxruntime quantises to one op with its bias. Attention stands in one of the
-forms of which onnxruntime's optimisers find one in a composed graph: written directly it is surely there.
+Projections are `Gemm` over (B·T, D), which onnxruntime quantises to one op with its bias. Attention is written in the
+fused forms that onnxruntime's optimisers make of composed graphs, so that it is fused whether or not they would find it.
+Sums and norms stay apart: on the CPU `SkipLayerNormalization` is slower than the two. Names of weights are PyTorch's.
 """
 
 import numpy as np
@@ -9,6 +10,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 OPSET, IR, CONTRIB = 23, 10, "com.microsoft"
+BATCH = "batch"  # the dimension that a session fixes
 # plain: products and a softmax. mha: one op between the projections. whole: one op that holds q, k and v's projection.
 # standard: ONNX's own op.
 ATTENTION = ["plain", "mha", "whole", "standard"]
@@ -52,7 +54,7 @@ class Graph:
 
 class Gpt:
     def __init__(self, args, attention, seed=0):
-        self.d, self.t, self.b, self.heads = args.width, args.context, args.sequences, args.heads
+        self.d, self.t, self.heads = args.width, args.context, args.heads
         self.depth, self.vocab, self.attention = args.depth, args.vocab, attention
         self.g = Graph(seed)
 
@@ -65,16 +67,17 @@ class Gpt:
     def attend(self, at, x_nd):
         """(N, D) of the norm to (N, D) of the heads' contexts."""
         g = self.g
-        g.tell(f"{at}.heads", self.b, self.t, self.d)
+        if self.attention != "plain":
+            g.tell(f"{at}.heads", BATCH, self.t, self.d)
         if self.attention == "whole":
             inputs = self.batched(f"{at}.in3", x_nd), g.weight(f"{at}.qkv.weight", self.d, 3 * self.d)
             bias = g.weight(f"{at}.qkv.bias", 3 * self.d)
             one_op = {"domain": CONTRIB, "num_heads": self.heads, "unidirectional": 1}
             return self.flat(f"{at}.context", g.op("Attention", f"{at}.heads", *inputs, bias, **one_op))
-        joint = self.op_split(at, g.linear(f"{at}.qkv", x_nd, self.d, 3 * self.d))
+        joint = self.split(at, g.linear(f"{at}.qkv", x_nd, self.d, 3 * self.d))
         return self.flat(f"{at}.context", self.mix(at, *joint))
 
-    def op_split(self, at, qkv):
+    def split(self, at, qkv):
         joint = self.g.op("Reshape", f"{at}.qkv3", qkv, "shape.bt3d")
         parts = [f"{at}.{part}" for part in "qkv"]
         self.g.op("Split", f"{at}.split", joint, outputs=parts, axis=-1, num_outputs=3)
@@ -96,7 +99,7 @@ class Gpt:
 
     def block(self, at, x_nd):
         g, d = self.g, self.d
-        context = self.attend(f"{at}.attn", g.norm(f"{at}.attn_norm", x_nd, d))
+        context = self.attend(at, g.norm(f"{at}.attn_norm", x_nd, d))
         x_nd = g.op("Add", f"{at}.attn_sum", x_nd, g.linear(f"{at}.out", context, d, d))
         hidden = g.op("Relu", f"{at}.hidden", g.linear(f"{at}.up", g.norm(f"{at}.mlp_norm", x_nd, d), d, 4 * d))
         return g.op("Add", f"{at}.mlp_sum", x_nd, g.linear(f"{at}.down", hidden, 4 * d, d))
@@ -104,10 +107,12 @@ class Gpt:
     def model(self):
         """Input `ids` (B, T), output `logits` (B, V)."""
         g, head_dim = self.g, self.d // self.heads
-        g.shape("shape.nd", -1, self.d), g.shape("shape.btd", -1, self.t, self.d)
-        g.shape("shape.bt3d", -1, self.t, 3 * self.d)
-        g.shape("shape.bthd", -1, self.t, self.heads, head_dim)
+        g.shape("shape.nd", -1, self.d)
+        g.shape("shape.btd", -1, self.t, self.d)
+        if self.attention != "whole":
+            g.shape("shape.bt3d", -1, self.t, 3 * self.d)
         if self.attention == "plain":
+            g.shape("shape.bthd", -1, self.t, self.heads, head_dim)
             g.constant("scale", np.float32(head_dim**-0.5))
             g.constant("mask", np.triu(np.full((self.t, self.t), np.finfo(np.float32).min), 1))
         token = g.op("Gather", "token", g.weight("token.weight", self.vocab, self.d), "ids")
@@ -118,12 +123,8 @@ class Gpt:
         g.constant("last", np.int64(self.t - 1))
         last_bd = g.op("Gather", "stream_last", self.batched("stream", x_nd), "last", axis=1)
         g.op("MatMul", "logits", g.norm("norm", last_bd, self.d), g.weight("head.weight", self.d, self.vocab))
-        ids = helper.make_tensor_value_info("ids", TensorProto.INT64, [self.b, self.t])
-        logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, [self.b, self.vocab])
+        ids = helper.make_tensor_value_info("ids", TensorProto.INT64, [BATCH, self.t])
+        logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, [BATCH, self.vocab])
         graph = helper.make_graph(g.nodes, "gpt", [ids], [logits], g.constants, value_info=g.told)
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, 1)]
         return helper.make_model(graph, opset_imports=opsets, ir_version=IR)
-
-
-def write(path, args, attention):
-    onnx.save(Gpt(args, attention).model(), path)
