@@ -38,15 +38,15 @@ class RandomTokens(CalibrationDataReader):
 
 
 def static(attention, form, per_channel=False, float_outputs=False):
-    """Scales fixed by calibration. With `float_outputs` a product leaves float32, which its successor may round again."""
-    extra = {"MatMulConstBOnly": True}
-    if float_outputs:
-        extra["OpTypesToExcludeOutputQuantization"] = ["Gemm", "MatMul"]
+    """Scales fixed by calibration, attention's own products left out. With `float_outputs` a product leaves float32, which its successor may round again."""
+    extra = {"OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]} if float_outputs else {}
 
     def make(args, source, out):
+        attention = [f"blocks.{layer}.{product}" for layer in range(args.depth) for product in ["scores", "mixed"]]
         quantize_static(
             source, out, RandomTokens(args), quant_format=form, op_types_to_quantize=["Gemm", "MatMul", "Relu"],
-            per_channel=per_channel, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, extra_options=extra,
+            nodes_to_exclude=attention, per_channel=per_channel, activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8, extra_options=extra,
         )  # fmt: skip
 
     return attention, make
