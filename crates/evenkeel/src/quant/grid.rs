@@ -4,6 +4,9 @@
 //! z = clamp(round(-lo/Δ), 0, 2ᵇ - 1), q = clamp(round_half_even(x/s) + z, 0, 2ᵇ - 1), x̂ = s (q - z).
 //! Symmetric: s = max|·|/(2ᵇ⁻¹ - 1), q in -2ᵇ⁻¹..2ᵇ⁻¹ - 1, z = 0; weights without negative entries get 0..2ᵇ - 1 and
 //! s = max/(2ᵇ - 1). Floating point: s = max|·|/largest, x̂ = s · round(x/s).
+//!
+//! Every x̂ of finite values is finite: near the largest float32, where the outermost s (q - z) would be infinite, those integers
+//! are left out, and a scale of floating point is at most that which makes its largest number the largest float32.
 
 use super::spec::{Float, Format};
 use evenkeel_kernels::minifloat;
@@ -38,7 +41,7 @@ impl Quantiser {
         let (lo, hi) = (lo.min(0.0), hi.max(SMALLEST_SCALE));
         let delta = (hi - lo) / levels as f64;
         let zero = (-lo / delta).round_ties_even().clamp(0.0, levels as f64);
-        Self { bits, scale: delta.max(SMALLEST_SCALE), zero_point: zero as i32, low: 0, high: levels }
+        Self::finite(bits, delta.max(SMALLEST_SCALE), zero as i32, (0, levels))
     }
 
     /// Symmetric for magnitudes up to `peak`; from 0 up if nothing is negative.
@@ -46,7 +49,16 @@ impl Quantiser {
         let half = 1 << (bits - 1);
         let (low, high) = if unsigned { (0, 2 * half - 1) } else { (-half, half - 1) };
         let scale = (peak / high as f64).max(SMALLEST_SCALE);
-        Self { bits, scale, zero_point: 0, low, high }
+        Self::finite(bits, scale, 0, (low, high))
+    }
+
+    /// The integers of `low` to `high` whose value float32 can hold.
+    fn finite(bits: u32, scale: f64, zero_point: i32, (low, high): (i32, i32)) -> Self {
+        let scale = scale.min(f64::from(f32::MAX));
+        // The product of a kernel is infinite from half a unit above the largest float32 on.
+        let infinite = 2f64.powi(128) - 2f64.powi(103);
+        let most = ((infinite / f64::from(scale as f32)).ceil() - 1.0).min(f64::from(1 << bits)) as i32;
+        Self { bits, scale, zero_point, low: low.max(zero_point - most), high: high.min(zero_point + most) }
     }
 
     /// As the kernels take it: the step rounded to float32.
@@ -90,7 +102,7 @@ impl Cell {
             Format::Int { bits, symmetric: true } => Cell::Int(Quantiser::symmetric(bits, peak, unsigned)),
             Format::Float(format) => {
                 let scale = (peak / f64::from(format.kernel().largest)).max(SMALLEST_FLOAT_SCALE);
-                Cell::Float { format, scale: scale as f32 }
+                Cell::Float { format, scale: (scale as f32).min(largest_scale(format)) }
             }
         }
     }
@@ -107,7 +119,7 @@ impl Cell {
     /// An NVFP4 group whose largest magnitude is `peak`, in a tensor of scale `tensor_scale`.
     pub fn of_two_scales(format: Float, peak: f32, tensor_scale: f32) -> Self {
         let group = minifloat::round(peak / format.kernel().largest / tensor_scale, minifloat::E4M3);
-        Cell::Float { format, scale: group * tensor_scale }
+        Cell::Float { format, scale: (group * tensor_scale).min(largest_scale(format)) }
     }
 
     /// The float32 scale of a tensor of NVFP4 whose largest magnitude is `peak`.
@@ -153,6 +165,17 @@ impl Cell {
         }
     }
 
+    /// What stands for each value: its integer, or its floating-point number before the scale multiplies it.
+    pub fn levels(&self, x: &[f32]) -> Vec<f32> {
+        match self {
+            Cell::Int(q) => quant::quantise(x, q.grid()).into_iter().map(|q| q as f32).collect(),
+            Cell::Float { scale: 0.0, .. } => vec![0.0; x.len()],
+            Cell::Float { format, scale } => {
+                x.iter().map(|v| minifloat::round(v / scale, format.kernel())).collect()
+            }
+        }
+    }
+
     /// Σ (x - x̂)².
     pub fn squared_error(&self, x: &[f32]) -> f64 {
         match self {
@@ -165,6 +188,13 @@ impl Cell {
             }
         }
     }
+}
+
+/// The largest scale whose product with the largest number is finite.
+fn largest_scale(format: Float) -> f32 {
+    let largest = format.kernel().largest;
+    let scale = f32::MAX / largest;
+    if (scale * largest).is_finite() { scale } else { scale.next_down() }
 }
 
 #[cfg(test)]

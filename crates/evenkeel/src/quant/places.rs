@@ -1,9 +1,24 @@
 //! Where quantisers stand: the places of the paper's recipe, and the inputs of matrix products alone.
 
-use crate::model::config::{ModelConfig, Norm, QkNorm};
+use crate::model::config::{Gate, ModelConfig, Norm, QkNorm};
 use crate::tap::{Place, Site};
 
-/// Whether the recipe of the paper's table has an activation quantiser at `site`: thirteen places per block and two outside.
+/// All sites that a forward pass of the model reaches.
+pub fn sites(config: &ModelConfig) -> impl Iterator<Item = Site> + use<'_> {
+    let outside = [Place::Embed, Place::FinalNorm, Place::Logits].map(Site::outside);
+    let inside = |layer| Place::IN_BLOCKS.map(|place| Site::block(layer, place));
+    let all = outside.into_iter().chain((0..config.depth).flat_map(inside));
+    all.filter(|site| match site.place {
+        Place::AttnQNorm | Place::AttnKNorm => config.qk_norm != QkNorm::None,
+        Place::AttnGate => config.gate != Gate::None,
+        // Branches side by side join the stream at once.
+        Place::ResidMid => !config.branches.parallel(),
+        _ => true,
+    })
+}
+
+/// Whether the recipe of the paper's table has an activation quantiser at `site`, one of [`sites`]: thirteen places per block
+/// and two outside.
 pub fn has_quantiser(config: &ModelConfig, site: Site) -> bool {
     // Without a skip there is no β, and the branch's output is what goes on.
     let scaled = config.has_beta()
@@ -19,12 +34,13 @@ pub fn has_quantiser(config: &ModelConfig, site: Site) -> bool {
         | Place::AttnScores
         | Place::AttnProbs
         | Place::AttnContext
+        | Place::AttnQNorm
+        | Place::AttnKNorm
         | Place::ResidMid
         | Place::MlpHidden
         | Place::Resid => true,
         Place::AttnIn => site.layer.is_some_and(|l| config.attn_norm(l) != Norm::None),
         Place::MlpIn => config.norm != Norm::None,
-        Place::AttnQNorm | Place::AttnKNorm => config.qk_norm != QkNorm::None,
         Place::AttnOut | Place::MlpOut => !scaled,
         Place::AttnBranch | Place::MlpBranch => scaled,
         Place::FinalNorm => config.final_norm != Norm::None,

@@ -71,10 +71,7 @@ impl Rounding {
         let (layout, own) = (Layout::of_weight(spec.granularity), WeightCells::of(spec, values));
         let cells = match layout.pieces(width) {
             None => vec![own.cell(values)],
-            Some((size, _)) => values
-                .par_chunks(width.max(1))
-                .flat_map_iter(|row| row.chunks(size).map(|piece| own.cell(piece)).collect::<Vec<_>>())
-                .collect(),
+            Some((size, _)) => cells_of_pieces(values, width, size, |piece| own.cell(piece)),
         };
         Ok(Self { layout, cells })
     }
@@ -83,6 +80,44 @@ impl Rounding {
     pub fn of_ranges(spec: Spec, ranges: &[(f64, f64)]) -> Self {
         let cells = ranges.iter().map(|&range| Cell::of_range(spec.format, range, false)).collect();
         Self { layout: Layout::of_activation(spec.granularity), cells }
+    }
+
+    /// Of an activation, rows of `width`, whose cells take their ranges from its finite values. `tensor_peak` is the largest
+    /// magnitude that calibration found, which NVFP4 scales a tensor by; without one it is that of the values.
+    pub fn of_dynamic(spec: Spec, tensor_peak: Option<f64>, values: &[f32], width: usize) -> Self {
+        let layout = Layout::of_activation(spec.granularity);
+        let tensor_peak = match spec.scale {
+            Scale::E4m3 => tensor_peak.unwrap_or_else(|| peak(extremes(values))),
+            Scale::Float | Scale::PowerOfTwo => 0.0,
+        };
+        let cell = |values: &[f32]| own_cell(spec, values, tensor_peak);
+        let cells = match (layout, layout.pieces(width)) {
+            (Layout::Column, _) => {
+                let column = |c| values.iter().skip(c).step_by(width.max(1)).copied().collect::<Vec<_>>();
+                (0..width).into_par_iter().map(|c| cell(&column(c))).collect()
+            }
+            (_, None) => vec![cell(values)],
+            (_, Some((size, _))) => cells_of_pieces(values, width, size, cell),
+        };
+        Self { layout, cells }
+    }
+
+    /// What stands for each value of a tensor with rows of `width`: its integer, or its floating-point number before the scale
+    /// multiplies it.
+    pub fn levels(&self, values: &[f32], width: usize) -> Vec<f32> {
+        let width = width.max(1);
+        match (self.layout.pieces(width), &self.cells[..]) {
+            (None, [cell]) => cell.levels(values),
+            (None, cells) => {
+                let pairs = values.chunks(width).flat_map(|row| row.iter().zip(cells));
+                pairs.flat_map(|(v, cell)| cell.levels(std::slice::from_ref(v))).collect()
+            }
+            (Some((size, count)), cells) => {
+                let rows = values.chunks(width).zip(cells.chunks(count));
+                let pieces = rows.flat_map(|(row, cells)| row.chunks(size).zip(cells));
+                pieces.flat_map(|(piece, cell)| cell.levels(piece)).collect()
+            }
+        }
     }
 
     /// x ← x̂, on all threads.
@@ -131,17 +166,20 @@ impl WeightCells {
     }
 }
 
-/// x ← x̂ for an activation whose cells take their ranges from the values themselves. `tensor_peak` is the largest magnitude
-/// of calibration, which NVFP4 needs.
-pub fn round_dynamic(spec: Spec, tensor_peak: f64, x: &mut [f32], width: usize) {
-    match Layout::of_activation(spec.granularity).pieces(width) {
-        None => own_cell(spec, x, tensor_peak).round(x),
-        Some((size, _)) => x.par_chunks_mut(width.max(1)).for_each(|row| {
-            for piece in row.chunks_mut(size) {
-                own_cell(spec, piece, tensor_peak).round_serial(piece);
-            }
-        }),
-    }
+/// x ← x̂ for an activation whose cells take their ranges from the values themselves, as [`Rounding::of_dynamic`] has them.
+pub fn round_dynamic(spec: Spec, tensor_peak: Option<f64>, x: &mut [f32], width: usize) {
+    Rounding::of_dynamic(spec, tensor_peak, x, width).apply(x, width);
+}
+
+/// The cells of rows of `width` cut into pieces of `size`, row by row.
+fn cells_of_pieces(
+    values: &[f32],
+    width: usize,
+    size: usize,
+    cell: impl Fn(&[f32]) -> Cell + Sync,
+) -> Vec<Cell> {
+    let rows = values.par_chunks(width.max(1));
+    rows.flat_map_iter(|row| row.chunks(size).map(&cell).collect::<Vec<_>>()).collect()
 }
 
 /// The cell of these values by their extremes alone.
@@ -188,7 +226,7 @@ mod tests {
     fn a_dynamic_token_does_not_see_its_neighbours() {
         let spec = Spec::ACTIVATION.with("int8 token dynamic").unwrap();
         let mut x = [0.1, 0.2, 0.3, 1000.0, -5.0, 7.0];
-        round_dynamic(spec, 0.0, &mut x, 3);
+        round_dynamic(spec, None, &mut x, 3);
         assert!((x[2] - 0.3).abs() < 1e-6 && (x[0] - 0.1).abs() < 1e-3);
     }
 }

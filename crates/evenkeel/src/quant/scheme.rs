@@ -4,7 +4,9 @@
 //! each weight and each site that has one.
 
 use super::QuantError;
-use super::places::{has_quantiser, is_product_input, is_product_weight, is_quantised_weight, is_residual};
+use super::places::{
+    has_quantiser, is_product_input, is_product_weight, is_quantised_weight, is_residual, sites,
+};
 use super::spec::{Granularity, Scale, Spec};
 use crate::model::config::{ModelConfig, Norm, NormPosition};
 use crate::names::NameFilter;
@@ -186,7 +188,7 @@ impl Scheme {
         toml::to_string(self).unwrap_or_default()
     }
 
-    /// Gives the glob `pattern` its own words, or `float`. Given last, it wins over all others.
+    /// Gives the glob `pattern` its own words, or `float`, in place of those it had.
     ///
     /// # Errors
     /// A word that means nothing.
@@ -252,6 +254,12 @@ impl Scheme {
                 weights.insert(name.to_string(), spec);
             }
         }
+        // An override may have added the head's quantiser or taken it away.
+        let head = match (weights.contains_key("head.weight"), self.head) {
+            (true, _) => HeadFormat::Int8,
+            (false, HeadFormat::Int8) => HeadFormat::Float,
+            (false, stored) => stored,
+        };
         // In integers both are one matrix, as in float.
         if config.tie_head
             && let Some(spec) = weights.remove("head.weight")
@@ -260,21 +268,21 @@ impl Scheme {
         }
         let mut activations = BTreeMap::new();
         for site in sites(config) {
-            let chosen = base_activation.filter(|_| self.has_place(config, site));
+            let chosen = base_activation.filter(|_| self.has_place(config, head, site));
             if let Some((spec, words)) = overrides.of(&site.to_string(), chosen, Spec::ACTIVATION)? {
                 check_activation(spec, words)?;
                 activations.insert(site, spec);
             }
         }
         overrides.all_used()?;
-        if weights.is_empty() && activations.is_empty() && self.head != HeadFormat::Bf16 {
+        if weights.is_empty() && activations.is_empty() && head != HeadFormat::Bf16 {
             return Err(QuantError::FitsNothing { scheme: self.name.clone() });
         }
-        Ok(Plan { scheme: self.name.clone(), weights, activations, head: self.head })
+        Ok(Plan { scheme: self.name.clone(), weights, activations, head })
     }
 
-    fn has_place(&self, config: &ModelConfig, site: Site) -> bool {
-        let head_input = site.place == Place::FinalNorm && self.head == HeadFormat::Int8;
+    fn has_place(&self, config: &ModelConfig, head: HeadFormat, site: Site) -> bool {
+        let head_input = site.place == Place::FinalNorm && head == HeadFormat::Int8;
         let without_norm = match site.place {
             Place::AttnIn => site.layer.is_some_and(|l| config.attn_norm(l) == Norm::None),
             Place::MlpIn => config.norm == Norm::None,
@@ -316,6 +324,7 @@ fn check_weight(spec: Spec, words: &str) -> Result<(), QuantError> {
 
 fn check_activation(spec: Spec, words: &str) -> Result<(), QuantError> {
     let problem = match (spec.granularity, spec.scale, spec.dynamic) {
+        (_, Scale::PowerOfTwo, false) => "`mx` scales come from the values of a group: they cannot be static",
         (Granularity::Token | Granularity::Group(_), Scale::Float, false) => {
             "steps of tokens and groups cannot be static: add `dynamic`"
         }
@@ -323,14 +332,6 @@ fn check_activation(spec: Spec, words: &str) -> Result<(), QuantError> {
         _ => return Ok(()),
     };
     Err(QuantError::Words { words: words.into(), problem })
-}
-
-/// All sites of a model.
-pub fn sites(config: &ModelConfig) -> impl Iterator<Item = Site> + use<> {
-    let outside = [Place::Embed, Place::FinalNorm, Place::Logits].map(Site::outside);
-    let depth = config.depth;
-    let inside = (0..depth).flat_map(|layer| Place::IN_BLOCKS.map(|place| Site::block(layer, place)));
-    outside.into_iter().chain(inside)
 }
 
 /// The globs of a scheme, and which of them matched something.

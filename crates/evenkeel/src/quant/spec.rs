@@ -164,13 +164,18 @@ impl Spec {
         range: Range::RunningPercentile(PERCENTILE),
     };
 
-    /// This quantiser with `words` in place of what they replace.
+    /// This quantiser with `words` in place of what they replace. Where they say what `mx` and `nv` cannot be, such as `int8` or
+    /// `channel`, and name neither, the scale is a float32 again.
     ///
     /// # Errors
     /// A word that is not known, or words that do not go together.
     pub fn with(mut self, words: &str) -> Result<Self, QuantError> {
         for word in words.split_whitespace() {
             self.take(word)?;
+        }
+        let names_scale = words.split_whitespace().any(|word| matches!(word, "mx" | "nv"));
+        if !names_scale && self.scale_problem().is_some() {
+            self.scale = Scale::Float;
         }
         self.check(words)?;
         Ok(self)
@@ -240,18 +245,23 @@ impl Spec {
 
     /// Combinations that mean nothing.
     fn check(&self, words: &str) -> Result<(), QuantError> {
-        let problem = match (self.format, self.scale) {
-            (Format::Float(_), _) if self.range == Range::Kl => "`kl` needs an integer format",
-            (Format::Int { .. }, Scale::PowerOfTwo | Scale::E4m3) => {
-                "`mx` and `nv` need a floating-point format such as e4m3 or e2m1"
-            }
-            (_, Scale::PowerOfTwo | Scale::E4m3) if !matches!(self.granularity, Granularity::Group(_)) => {
-                "`mx` and `nv` scales belong to groups"
-            }
-            (Format::Float(f), Scale::E4m3) if f != Float::E2m1 => "`nv` needs e2m1",
-            _ => return Ok(()),
-        };
-        Err(QuantError::Words { words: words.to_string(), problem })
+        let kl = (matches!(self.format, Format::Float(_)) && self.range == Range::Kl)
+            .then_some("`kl` needs an integer format");
+        match kl.or(self.scale_problem()) {
+            Some(problem) => Err(QuantError::Words { words: words.to_string(), problem }),
+            None => Ok(()),
+        }
+    }
+
+    /// Why a scale that is no float32 does not fit the rest.
+    fn scale_problem(&self) -> Option<&'static str> {
+        match (self.format, self.scale) {
+            (_, Scale::Float) => None,
+            (Format::Int { .. }, _) => Some("`mx` and `nv` need a floating-point format such as e4m3 or e2m1"),
+            _ if !matches!(self.granularity, Granularity::Group(_)) => Some("`mx` and `nv` scales belong to groups"),
+            (Format::Float(f), Scale::E4m3) if f != Float::E2m1 => Some("`nv` needs e2m1"),
+            _ => None,
+        }
     }
 }
 
@@ -302,6 +312,21 @@ mod tests {
             "e4m3 mx group:32 dynamic mse:0.2",
         ] {
             assert_eq!(Spec::WEIGHT.with(words).unwrap().to_string(), words);
+        }
+    }
+
+    #[test]
+    fn a_scale_gives_way_to_words_that_it_cannot_be() {
+        let mx = Spec::WEIGHT.with("e2m1 mx").unwrap();
+        for (words, result) in [
+            ("int8 channel", "int8 symmetric channel dynamic mse:0"),
+            ("e4m3 channel static", "e4m3 channel static mse:0"),
+            ("e5m2", "e5m2 mx group:32 dynamic mse:0"),
+        ] {
+            assert_eq!(mx.with(words).unwrap().to_string(), result);
+        }
+        for words in ["mx int8", "nv tensor", "mx channel"] {
+            assert!(mx.with(words).is_err(), "{words}");
         }
     }
 

@@ -193,7 +193,7 @@ impl Activation {
             Some(fixed) if !dynamic => fixed.rounding.apply(x, width),
             fixed => {
                 let range = fixed.as_ref().and_then(|f| f.ranges.first().copied());
-                round_dynamic(self.spec, range.map_or(0.0, peak), x, width);
+                round_dynamic(self.spec, range.map(peak), x, width);
             }
         }
         Ok(())

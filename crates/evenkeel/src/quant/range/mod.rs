@@ -27,7 +27,7 @@ pub fn of_values(range: Range, format: Format, values: &[f32], unsigned: bool) -
             (sketch.percentile(100.0 - p), sketch.percentile(p))
         }
         Range::Mse(_) | Range::MseFixed => search::least_squares(range, format, values, unsigned),
-        Range::Kl => search::least_divergence(format, &Sketch::of(values)),
+        Range::Kl => search::least_divergence(format, &Sketch::of(values), unsigned),
     }
 }
 

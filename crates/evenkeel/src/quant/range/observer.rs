@@ -76,7 +76,7 @@ impl Observer {
             (State::Sketched(sketch), Range::Percentile(p)) => {
                 Some((sketch.percentile(100.0 - p), sketch.percentile(p)))
             }
-            (State::Sketched(sketch), Range::Kl) => Some(least_divergence(format, sketch)),
+            (State::Sketched(sketch), Range::Kl) => Some(least_divergence(format, sketch, false)),
             (State::Sketched(sketch), method) => Some(least_squares_of_sketch(method, format, sketch)),
             (State::Kept(values), method) => {
                 let p = if let Range::PercentileExact(p) = method { p } else { 100.0 };

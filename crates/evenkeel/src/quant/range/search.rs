@@ -20,7 +20,7 @@ fn candidate(range: Range, format: Format, (lo, hi): (f64, f64), i: usize) -> (f
     let share = i as f64 / CANDIDATES as f64;
     let (lo, hi) = match format.is_symmetric() {
         true => (-hi.max(-lo), hi.max(-lo)),
-        false => (lo.min(0.0), hi.max(0.0)),
+        false => (lo, hi),
     };
     match range {
         Range::MseFixed => (share * (lo - MARGIN), share * (hi + MARGIN)),
@@ -59,8 +59,8 @@ pub fn least_squares_of_sketch(range: Range, format: Format, sketch: &Sketch) ->
 }
 
 /// Least Σ P log(P/Q) over 2048 bins between the extremes: P is the distribution with what a range cuts off moved to its ends,
-/// Q has each level's own share spread evenly over those of its bins that P occupies.
-pub fn least_divergence(format: Format, sketch: &Sketch) -> (f64, f64) {
+/// Q has each level's own share spread evenly over those of its bins that P occupies. `unsigned` as of [`Cell::of_range`].
+pub fn least_divergence(format: Format, sketch: &Sketch, unsigned: bool) -> (f64, f64) {
     let seen = sketch.extremes();
     let (lo, hi) = (seen.0.min(0.0), seen.1.max(0.0));
     if hi <= lo {
@@ -75,13 +75,13 @@ pub fn least_divergence(format: Format, sketch: &Sketch) -> (f64, f64) {
     let centres: Vec<f64> = (0..BINS).map(|i| lo + (i as f64 + 0.5) * width).collect();
     let cost = |i: usize| {
         let range = candidate(Range::Kl, format, (lo, hi), i);
-        Some((divergence(&counts, &centres, range, format)?, range))
+        Some((divergence(&counts, &centres, range, Cell::of_range(format, range, unsigned))?, range))
     };
     best((1..=CANDIDATES).into_par_iter().filter_map(cost).collect())
 }
 
 /// `None` if no bin lies in the range.
-fn divergence(counts: &[f64], centres: &[f64], (lo, hi): (f64, f64), format: Format) -> Option<f64> {
+fn divergence(counts: &[f64], centres: &[f64], (lo, hi): (f64, f64), cell: Cell) -> Option<f64> {
     let first = centres.iter().position(|&c| c >= lo && c <= hi)?;
     let last = centres.iter().rposition(|&c| c >= lo && c <= hi)?;
     let inside = counts.get(first..=last)?;
@@ -90,7 +90,7 @@ fn divergence(counts: &[f64], centres: &[f64], (lo, hi): (f64, f64), format: For
     *p.last_mut()? += counts[last + 1..].iter().sum::<f64>();
 
     let mut levels: Vec<f32> = centres[first..=last].iter().map(|&c| c as f32).collect();
-    Cell::of_range(format, (lo, hi), false).round_serial(&mut levels);
+    cell.round_serial(&mut levels);
     let mut q = vec![0.0; p.len()];
     let mut start = 0;
     // Rounding is monotone, so the bins of a level are neighbours.
@@ -131,7 +131,7 @@ mod tests {
         for range in [
             least_squares(Range::Mse(0.0), INT4, &values, false),
             least_squares_of_sketch(Range::Mse(0.0), INT4, &Sketch::of(&values)),
-            least_divergence(INT4, &Sketch::of(&values)),
+            least_divergence(INT4, &Sketch::of(&values), false),
         ] {
             assert!(range.1 < 3.0 && range.1 > 0.5, "{range:?}");
         }
@@ -139,7 +139,7 @@ mod tests {
 
     #[test]
     fn zeros_have_the_range_zero() {
-        assert_eq!(least_divergence(INT4, &Sketch::of(&[0.0; 5])), (0.0, 0.0));
+        assert_eq!(least_divergence(INT4, &Sketch::of(&[0.0; 5]), false), (0.0, 0.0));
         assert_eq!(least_squares(Range::Mse(0.2), INT4, &[0.0; 5], false), (0.0, 0.0));
     }
 }

@@ -77,6 +77,13 @@ impl Sketch {
         }
     }
 
+    /// Ends of a bucket that holds values. Beyond the largest bfloat16 there is no next one: there, the extreme value.
+    fn ends(&self, bucket: usize) -> (f64, f64) {
+        let (low, high) = edges(bucket);
+        let (lo, hi) = self.extremes();
+        (if low.is_finite() { low } else { lo }, if high.is_finite() { high } else { hi })
+    }
+
     /// The p-th percentile, to within a bucket; between the extremes.
     pub fn percentile(&self, p: f64) -> f64 {
         let (lo, hi) = self.extremes();
@@ -84,7 +91,7 @@ impl Sketch {
         let mut before = 0u64;
         for (bucket, &count) in self.counts.iter().enumerate() {
             if count > 0 && (before + count) as f64 > rank.floor() {
-                let (low, high) = edges(bucket);
+                let (low, high) = self.ends(bucket);
                 let share = ((rank - before as f64 + 0.5) / count as f64).clamp(0.0, 1.0);
                 return (low + (high - low) * share).clamp(lo, hi);
             }
@@ -98,7 +105,7 @@ impl Sketch {
         let occupied = self.counts.iter().enumerate().filter(|(_, count)| **count > 0);
         occupied
             .map(|(bucket, &count)| {
-                let (low, high) = edges(bucket);
+                let (low, high) = self.ends(bucket);
                 let middle = ((low + high) / 2.0) as f32;
                 (middle.clamp(self.seen.0, self.seen.1), count as f64)
             })
