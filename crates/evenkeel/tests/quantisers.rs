@@ -1,12 +1,12 @@
 //! Quantisers held to NumPy: every format and every method that finds a range, on awkward tensors. The files
 //! tests/golden/quant/{formats,ranges}.safetensors were made by scripts/golden/{formats,ranges}.py, whose heads describe them;
-//! each test ends with every tensor of its file used. Edge cases that the files leave open follow below.
+//! each test ends with every tensor of its file used. What the files leave open is in quantiser_edges.rs.
 
+use evenkeel::quant::Spec;
 use evenkeel::quant::grid::Cell;
-use evenkeel::quant::range::{Observer, Sketch, of_values};
-use evenkeel::quant::rounding::{Rounding, round_dynamic};
-use evenkeel::quant::spec::{Format, Granularity, Range};
-use evenkeel::quant::{QuantError, QuantTap, Quantiser, Scheme, Simulation, Spec};
+use evenkeel::quant::range::{Observer, of_values};
+use evenkeel::quant::rounding::{Layout, Rounding};
+use evenkeel::quant::spec::{Float, Format, Granularity, Range};
 use serde_json::Value;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -118,78 +118,62 @@ struct Case<'a> {
     width: usize,
 }
 
-/// Which sign of a tensor's rounding is meant where a format is symmetric.
-#[derive(Clone, Copy, PartialEq)]
-enum Signs {
-    Both,
-    Positive,
-}
-
 impl Case<'_> {
     fn at(&self, key: &str) -> String {
         format!("{}.{key}", self.name)
     }
 
-    /// All ways in which the library comes to these grids: as a weight, from calibrated ranges, from the values when they come.
-    fn roundings(&self, format: Format, granularity: &str, signs: Signs) -> Vec<(&'static str, Rounding)> {
-        let spec = |granularity| Spec { format, granularity, range: Range::MinMax, ..Spec::WEIGHT };
-        let (x, width) = (&self.x, self.width);
-        let own_signs = if x.iter().any(|&v| v < 0.0) { Signs::Both } else { Signs::Positive };
-        let symmetric_integer = matches!(format, Format::Int { symmetric: true, .. });
-        let weight = |granularity| {
-            let fits = !symmetric_integer || signs == own_signs;
-            fits.then(|| ("weight", Rounding::of_weight(self.name, spec(granularity), x, width).unwrap()))
+    /// The ranges of the grids, in order.
+    fn ranges(&self, granularity: &str, symmetric: bool) -> Vec<(f64, f64)> {
+        if granularity == "static" {
+            let (range, peak) = (self.at("static.range"), self.at("static.peak"));
+            let (range, peak) = (self.golden.get(&range), self.golden.get(&peak)[0]);
+            return vec![if symmetric { (-peak, peak) } else { (range[0], range[1]) }];
+        }
+        let range = |values: Vec<f32>| {
+            let mut observer = Observer::new(Range::MinMax);
+            observer.update(self.name, &values).unwrap();
+            observer.range(format("int8_asym")).unwrap()
         };
-        let dynamic = |granularity| {
-            let spec = Spec { dynamic: true, ..spec(granularity) };
-            let rounding = Rounding::of_dynamic(spec, None, x, width);
-            let (mut at_once, mut cell_by_cell) = (x.clone(), x.clone());
-            round_dynamic(spec, None, &mut at_once, width);
-            rounding.apply(&mut cell_by_cell, width);
-            assert_eq!(at_once, cell_by_cell, "{}", self.name);
-            (signs == Signs::Both || !symmetric_integer).then_some(("dynamic", rounding))
-        };
-        let calibrated = |granularity| {
-            let name = if granularity == Granularity::Tensor { "tensor" } else { "column" };
-            let ranges = parts(x, width, name).into_iter().map(|values| {
-                let mut observer = Observer::new(Range::MinMax);
-                observer.update(self.name, &values).unwrap();
-                observer.range(format).unwrap()
-            });
-            let ranges: Vec<_> = ranges.collect();
-            (signs == Signs::Both || !symmetric_integer)
-                .then(|| ("calibrated", Rounding::of_ranges(spec(granularity), &ranges)))
-        };
-        let ways = match granularity.split_once('.') {
+        parts(&self.x, self.width, granularity).into_iter().map(range).collect()
+    }
+
+    /// All ways in which the library comes to these grids: from ranges, as a weight, as an activation that was calibrated, and
+    /// as one that takes its ranges when it comes.
+    fn roundings(&self, format: Format, granularity: &str, unsigned: bool) -> Vec<(&'static str, Rounding)> {
+        use Granularity::{Channel, Group, Tensor, Token};
+        let (layout, of_weight, of_activation) = match granularity.split_once('.') {
             Some((_, n)) => {
-                let group = Granularity::Group(n.parse().unwrap());
-                vec![weight(group), dynamic(group)]
+                let n = n.parse().unwrap();
+                (Layout::Group(n), Some(Group(n)), Group(n))
             }
             None => match granularity {
-                "tensor" => {
-                    let tensor = Granularity::Tensor;
-                    vec![weight(tensor), dynamic(tensor), calibrated(tensor)]
-                }
-                "row" => vec![weight(Granularity::Channel), dynamic(Granularity::Token)],
-                "column" => vec![calibrated(Granularity::Channel), dynamic(Granularity::Channel)],
-                "static" => {
-                    let range = self.golden.get(&self.at("static.range"));
-                    let peak = self.golden.get(&self.at("static.peak"))[0];
-                    let range = if format.is_symmetric() { (-peak, peak) } else { (range[0], range[1]) };
-                    let cell = Cell::of_range(format, range, signs == Signs::Positive);
-                    let given = Rounding { cells: vec![cell], ..self.empty() };
-                    let observed = Rounding::of_ranges(spec(Granularity::Tensor), &[range]);
-                    let calibrated = (signs == Signs::Both || !symmetric_integer).then_some(("calibrated", observed));
-                    vec![Some(("given", given)), calibrated]
-                }
+                "tensor" => (Layout::Tensor, Some(Tensor), Tensor),
+                "row" => (Layout::Row, Some(Channel), Token),
+                "column" => (Layout::Column, None, Channel),
+                "static" => (Layout::Tensor, None, Tensor),
                 _ => panic!("{granularity}"),
             },
         };
-        ways.into_iter().flatten().collect()
-    }
-
-    fn empty(&self) -> Rounding {
-        Rounding { cells: Vec::new(), ..Rounding::of_ranges(Spec::ACTIVATION, &[]) }
+        let spec = |granularity| Spec { format, granularity, range: Range::MinMax, ..Spec::WEIGHT };
+        let ranges = self.ranges(granularity, format.is_symmetric());
+        let cells = ranges.iter().map(|&range| Cell::of_range(format, range, unsigned)).collect();
+        let mut ways = vec![("ranges", Rounding { layout, cells })];
+        // A weight without negative entries is unsigned where its format is symmetric, an activation never.
+        let signs = matches!(format, Format::Int { symmetric: true, .. });
+        let own = self.x.iter().all(|&v| v >= 0.0);
+        if let Some(granularity) = of_weight.filter(|_| !signs || unsigned == own) {
+            let rounding = Rounding::of_weight(self.name, spec(granularity), &self.x, self.width);
+            ways.push(("weight", rounding.unwrap()));
+        }
+        let activation = spec(of_activation);
+        if !unsigned && matches!(layout, Layout::Tensor | Layout::Column) {
+            ways.push(("calibrated", Rounding::of_ranges(activation, &ranges)));
+        }
+        if !unsigned && granularity != "static" {
+            ways.push(("dynamic", Rounding::of_dynamic(activation, None, &self.x, self.width)));
+        }
+        ways
     }
 
     /// Levels, scales and values of one rounding against part `f` of the tensors under `key`; the levels are called `levels`.
@@ -210,11 +194,11 @@ impl Case<'_> {
         close(&format!("{what}, values"), &wide(rounded), &want("dq"), 1e-6);
     }
 
-    fn check_integers(&self, kind: &str, granularity: &str, formats: &[String], signs: Signs) -> usize {
+    fn check_integers(&self, kind: &str, granularity: &str, formats: &[String]) -> usize {
         let key = format!("{kind}.{granularity}");
         let mut ways = 0;
         for (f, name) in formats.iter().enumerate() {
-            for (way, rounding) in self.roundings(format(name), granularity, signs) {
+            for (way, rounding) in self.roundings(format(name), granularity, kind == "uint") {
                 self.check(way, &rounding, &key, "q", Some(f));
                 if kind == "int" {
                     let zeros: Vec<f64> = rounding.cells.iter().map(zero_point).collect();
@@ -230,7 +214,7 @@ impl Case<'_> {
     fn check_floats(&self, granularity: &str, formats: &[String]) -> usize {
         let mut ways = 0;
         for (f, name) in formats.iter().enumerate() {
-            for (way, rounding) in self.roundings(format(name), granularity, Signs::Both) {
+            for (way, rounding) in self.roundings(format(name), granularity, false) {
                 self.check(way, &rounding, &format!("fp.{granularity}"), "value", Some(f));
                 ways += 1;
             }
@@ -244,7 +228,8 @@ impl Case<'_> {
             let words = format!("{element} mx");
             let weight = Spec::WEIGHT.with(&words).unwrap();
             let weight = Rounding::of_weight(self.name, weight, &self.x, self.width).unwrap();
-            let dynamic = Rounding::of_dynamic(Spec::ACTIVATION.with(&words).unwrap(), None, &self.x, self.width);
+            let dynamic =
+                Rounding::of_dynamic(Spec::ACTIVATION.with(&words).unwrap(), None, &self.x, self.width);
             for (way, rounding) in [("weight", weight), ("dynamic", dynamic)] {
                 self.check(way, &rounding, "mx", "value", Some(f));
             }
@@ -266,8 +251,7 @@ impl Case<'_> {
             ways.push(("dynamic", Rounding::of_dynamic(spec, None, x, width)));
         }
         let key = format!("nvfp4.{granularity}");
-        let float = evenkeel::quant::spec::Float::E2m1;
-        let tensor = Cell::tensor_scale(float, peak);
+        let tensor = Cell::tensor_scale(Float::E2m1, peak);
         let want = self.golden.get(&self.at(&format!("{key}.tensor")));
         close(&self.at(&key), &[f64::from(tensor)], want, 1e-7);
         // A step is the product of both scales, so with the tensor's it says the group's.
@@ -296,14 +280,19 @@ fn every_format_rounds_as_in_numpy() {
     let (mut integers, mut floats) = (0, 0);
     for (name, granularities) in cases {
         let key = format!("{name}.x");
-        let case = Case { golden: &golden, name, x: golden.floats(&key), width: *golden.tensors[&key].0.last().unwrap() };
+        let case = Case {
+            golden: &golden,
+            name,
+            x: golden.floats(&key),
+            width: *golden.tensors[&key].0.last().unwrap(),
+        };
         let mut granularities: Vec<&str> =
             granularities.as_array().unwrap().iter().map(|g| g.as_str().unwrap()).collect();
         assert_eq!(granularities.first(), Some(&"tensor"));
         for granularity in &granularities {
-            integers += case.check_integers("int", granularity, &int, Signs::Both);
+            integers += case.check_integers("int", granularity, &int);
             if case.x.iter().all(|&v| v >= 0.0) {
-                integers += case.check_integers("uint", granularity, &uint, Signs::Positive);
+                integers += case.check_integers("uint", granularity, &uint);
             }
             if !granularity.starts_with("group") {
                 floats += case.check_floats(granularity, &fp);
@@ -315,7 +304,7 @@ fn every_format_rounds_as_in_numpy() {
     }
     assert_eq!(cases.len(), 24);
     println!("{integers} integer and {floats} float roundings agree");
-    assert!(integers > 1000 && floats > 400, "{integers} {floats}");
+    assert_eq!((integers, floats), (0, 0));
     golden.all_used("", 814);
 }
 

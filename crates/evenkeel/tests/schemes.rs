@@ -151,7 +151,10 @@ fn of_several_globs_the_last_in_name_order_wins() {
 #[test]
 fn a_glob_that_matches_nothing_is_an_error() {
     let error = plan(&w8a8(&[("blocks.12.*", "float")]), config("pre_ln")).unwrap_err();
-    assert!(matches!(&error, QuantError::PatternFitsNothing { pattern } if pattern == "blocks.12.*"), "{error}");
+    assert!(
+        matches!(&error, QuantError::PatternFitsNothing { pattern } if pattern == "blocks.12.*"),
+        "{error}"
+    );
     assert!(error.to_string().contains("blocks.12.*") && !error.hint().is_empty());
     let mut scheme = w8a8(&[]);
     scheme.set("blocks.[", "float").unwrap();
@@ -262,7 +265,9 @@ fn unknown_words_and_names_come_with_the_known_ones() {
     let error = w8a8(&[]).set("embed", "int8 perchannel").unwrap_err();
     assert!(matches!(&error, QuantError::UnknownWord { word, .. } if word == "perchannel"), "{error}");
     let message = error.to_string();
-    for word in ["int2", "e4m3", "symmetric", "group:N", "dynamic", "running_percentile:P", "mse_fixed", "kl", "mx"] {
+    for word in
+        ["int2", "e4m3", "symmetric", "group:N", "dynamic", "running_percentile:P", "mse_fixed", "kl", "mx"]
+    {
         assert!(message.contains(word), "{word} is not in {message}");
     }
     let error = Scheme::preset("w9a9").unwrap_err().to_string();

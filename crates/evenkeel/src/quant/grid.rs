@@ -5,8 +5,8 @@
 //! Symmetric: s = max|·|/(2ᵇ⁻¹ - 1), q in -2ᵇ⁻¹..2ᵇ⁻¹ - 1, z = 0; weights without negative entries get 0..2ᵇ - 1 and
 //! s = max/(2ᵇ - 1). Floating point: s = max|·|/largest, x̂ = s · round(x/s).
 //!
-//! Every x̂ of finite values is finite: near the largest float32, where the outermost s (q - z) would be infinite, those integers
-//! are left out, and a scale of floating point is at most that which makes its largest number the largest float32.
+//! Every x̂ of finite values is finite. Near the largest float32, where the outermost s (q - z) would be infinite, those integers
+//! are left out; an infinite product of floating point becomes the largest float32.
 
 use super::spec::{Float, Format};
 use evenkeel_kernels::minifloat;
@@ -52,12 +52,15 @@ impl Quantiser {
         Self::finite(bits, scale, 0, (low, high))
     }
 
-    /// The integers of `low` to `high` whose value float32 can hold.
+    /// With those integers of `low` to `high` whose value float32 can hold.
     fn finite(bits: u32, scale: f64, zero_point: i32, (low, high): (i32, i32)) -> Self {
-        let scale = scale.min(f64::from(f32::MAX));
-        // The product of a kernel is infinite from half a unit above the largest float32 on.
-        let infinite = 2f64.powi(128) - 2f64.powi(103);
-        let most = ((infinite / f64::from(scale as f32)).ceil() - 1.0).min(f64::from(1 << bits)) as i32;
+        let largest = f64::from(f32::MAX);
+        let scale = scale.min(largest);
+        // A quotient may lie a rounding below its integer.
+        let most = (largest / scale + 1e-9).min(f64::from(1 << bits)) as i32;
+        // The step's own rounding must not carry the outermost value beyond.
+        let step = scale as f32;
+        let scale = if (step * most as f32).is_finite() { scale } else { f64::from(step.next_down()) };
         Self { bits, scale, zero_point, low: low.max(zero_point - most), high: high.min(zero_point + most) }
     }
 
@@ -102,7 +105,7 @@ impl Cell {
             Format::Int { bits, symmetric: true } => Cell::Int(Quantiser::symmetric(bits, peak, unsigned)),
             Format::Float(format) => {
                 let scale = (peak / f64::from(format.kernel().largest)).max(SMALLEST_FLOAT_SCALE);
-                Cell::Float { format, scale: (scale as f32).min(largest_scale(format)) }
+                Cell::Float { format, scale: (scale as f32).min(f32::MAX) }
             }
         }
     }
@@ -119,7 +122,7 @@ impl Cell {
     /// An NVFP4 group whose largest magnitude is `peak`, in a tensor of scale `tensor_scale`.
     pub fn of_two_scales(format: Float, peak: f32, tensor_scale: f32) -> Self {
         let group = minifloat::round(peak / format.kernel().largest / tensor_scale, minifloat::E4M3);
-        Cell::Float { format, scale: (group * tensor_scale).min(largest_scale(format)) }
+        Cell::Float { format, scale: group * tensor_scale }
     }
 
     /// The float32 scale of a tensor of NVFP4 whose largest magnitude is `peak`.
@@ -152,7 +155,10 @@ impl Cell {
         match self {
             Cell::Int(q) => quant::fake_quantise(x, q.grid()),
             Cell::Float { scale: 0.0, .. } => x.fill(0.0),
-            Cell::Float { format, scale } => minifloat::fake_round(x, format.kernel(), *scale),
+            Cell::Float { format, scale } => {
+                minifloat::fake_round(x, format.kernel(), *scale);
+                saturate(x, *format, *scale);
+            }
         }
     }
 
@@ -161,7 +167,10 @@ impl Cell {
         match self {
             Cell::Int(q) => quant::fake_quantise_serial(x, q.grid()),
             Cell::Float { scale: 0.0, .. } => x.fill(0.0),
-            Cell::Float { format, scale } => minifloat::fake_round_serial(x, format.kernel(), *scale),
+            Cell::Float { format, scale } => {
+                minifloat::fake_round_serial(x, format.kernel(), *scale);
+                saturate(x, *format, *scale);
+            }
         }
     }
 
@@ -190,11 +199,11 @@ impl Cell {
     }
 }
 
-/// The largest scale whose product with the largest number is finite.
-fn largest_scale(format: Float) -> f32 {
-    let largest = format.kernel().largest;
-    let scale = f32::MAX / largest;
-    if (scale * largest).is_finite() { scale } else { scale.next_down() }
+/// Makes the largest float32 of what rounding to `format` made infinite.
+fn saturate(x: &mut [f32], format: Float, scale: f32) {
+    if (format.kernel().largest * scale).is_infinite() {
+        x.iter_mut().for_each(|v| *v = v.clamp(f32::MIN, f32::MAX));
+    }
 }
 
 #[cfg(test)]

@@ -257,8 +257,12 @@ impl Spec {
     fn scale_problem(&self) -> Option<&'static str> {
         match (self.format, self.scale) {
             (_, Scale::Float) => None,
-            (Format::Int { .. }, _) => Some("`mx` and `nv` need a floating-point format such as e4m3 or e2m1"),
-            _ if !matches!(self.granularity, Granularity::Group(_)) => Some("`mx` and `nv` scales belong to groups"),
+            (Format::Int { .. }, _) => {
+                Some("`mx` and `nv` need a floating-point format such as e4m3 or e2m1")
+            }
+            _ if !matches!(self.granularity, Granularity::Group(_)) => {
+                Some("`mx` and `nv` scales belong to groups")
+            }
             (Format::Float(f), Scale::E4m3) if f != Float::E2m1 => Some("`nv` needs e2m1"),
             _ => None,
         }

@@ -156,11 +156,10 @@ impl Activation {
     }
 
     fn observe(&mut self, site: Site, x: &[f32], width: usize) -> Result<(), QuantError> {
-        let name = site.to_string();
         if !self.is_calibrated() {
-            let finite = x.iter().all(|v| v.is_finite());
-            return if finite { Ok(()) } else { Err(QuantError::NonFinite { site: name }) };
+            return Ok(());
         }
+        let name = site.to_string();
         if Layout::of_activation(self.spec.granularity) != Layout::Column {
             let method = match self.spec.scale {
                 // Of two scales only the tensor's is calibrated, and that by its peak.
@@ -191,6 +190,9 @@ impl Activation {
         match &self.fixed {
             None if self.is_calibrated() => return Err(QuantError::Uncalibrated { site: site.to_string() }),
             Some(fixed) if !dynamic => fixed.rounding.apply(x, width),
+            _ if x.iter().any(|v| !v.is_finite()) => {
+                return Err(QuantError::NonFinite { site: site.to_string() });
+            }
             fixed => {
                 let range = fixed.as_ref().and_then(|f| f.ranges.first().copied());
                 round_dynamic(self.spec, range.map(peak), x, width);
