@@ -3,8 +3,8 @@
 pub(crate) mod bench;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
-use evenkeel::quant::{HeadFormat, scheme};
 use evenkeel::cache::CacheKind;
+use evenkeel::quant::{HeadFormat, scheme};
 use std::path::PathBuf;
 
 /// Train transformers without outlier features, find them in checkpoints, and cash the gain in as int8.

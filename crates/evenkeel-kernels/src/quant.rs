@@ -22,11 +22,12 @@ pub struct Grid {
 
 /// x ← x̂ in place, in parallel.
 pub fn fake_quantise(x: &mut [f32], grid: Grid) {
-    x.par_chunks_mut(PIECE).for_each(|x| fake_piece(x, grid));
+    x.par_chunks_mut(PIECE).for_each(|x| fake_quantise_serial(x, grid));
 }
 
 multiversion! {
-    fn fake_piece(x: &mut [f32], grid: Grid) {
+    /// As [`fake_quantise`], on the calling thread.
+    pub fn fake_quantise_serial(x: &mut [f32], grid: Grid) {
         for v in x {
             let q = ((*v / grid.scale).round_ties_even() + grid.zero_point).clamp(grid.low, grid.high);
             *v = grid.scale * (q - grid.zero_point);

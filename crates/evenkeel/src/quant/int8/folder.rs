@@ -343,7 +343,7 @@ pub fn read(dir: &Path) -> std::result::Result<IntegerModel, CheckpointError> {
     let stored = Stored { path, tensors };
 
     let known: BTreeMap<String, Site> =
-        super::super::scheme::sites(&file.model).map(|site| (site.to_string(), site)).collect();
+        super::super::places::sites(&file.model).map(|site| (site.to_string(), site)).collect();
     let (mut grids, mut specs) = (BTreeMap::new(), BTreeMap::new());
     for (name, words) in &file.quantization.activations {
         let damaged = |problem: String| CheckpointError::Damaged { path: config_path.clone(), problem };
