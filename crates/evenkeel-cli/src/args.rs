@@ -177,7 +177,7 @@ pub(crate) struct TextArgs {
     /// Text file, tokenised with the model's tokenizer.json
     #[arg(long, value_name = "FILE")]
     pub(crate) text: Option<PathBuf>,
-    /// JSON array of arrays of token ids, run as given as one batch (not for quantize)
+    /// JSON array of arrays of token ids, run as given as one batch
     #[arg(long, value_name = "FILE")]
     pub(crate) ids: Option<PathBuf>,
 }
@@ -279,7 +279,10 @@ pub(crate) struct Quantize {
     /// Folder to write the integer model into, for int8 schemes: a MODEL for eval, sample, inspect, bench and export
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
-    /// Calibration batches of 8 sequences
+    /// Calibrate on this instead: a data folder (its training part), a text file, or a .json file of ids
+    #[arg(long, value_name = "PATH")]
+    pub(crate) calib: Option<PathBuf>,
+    /// Calibration batches of 8 sequences; ids are one batch
     #[arg(long, default_value_t = 4, value_name = "N")]
     pub(crate) calib_batches: usize,
 }

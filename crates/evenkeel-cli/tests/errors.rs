@@ -374,14 +374,16 @@ fn running_models() {
     cases.refused(&["eval", "run", "--ids", "one.json"]);
     cases.refused(&["eval", "run", "--ids", "beyond.json"]);
     cases.refused(&["eval", "run", "--ids", "long.json"]);
-    cases.refused(&["quantize", "run", "--ids", "good.json"]);
+    cases.refused(&["quantize", "run", "--ids", "one.json"]);
+    cases.refused(&["quantize", "run", "--ids", "good.json", "--context", "2"]);
+    cases.refused(&["quantize", "run", "--data", "data", "--calib", "nowhere"]);
     cases.refused(&["eval", "mute", "--text", "x.txt"]);
     cases.refused(&["eval", "run", "--text", "nowhere.txt"]);
     cases.refused(&["eval", "run", "--text", "short.txt"]);
     cases.refused(&["eval", "run", "--text", "latin.txt"]);
     cases.refused(&["eval", "run", "--data", "nowhere"]);
     cases.refused(&["eval", "run", "--data", "bpe"]);
-    cases.refused(&["quantize", "run", "--scheme", "w4a4", "--data", "data"]);
+    cases.refused(&["quantize", "run", "--scheme", "w5a5", "--data", "data"]);
     cases.refused(&["quantize", "run", "--calib-batches", "0", "--data", "data"]);
     for limit in ["kurtosis", "kurtosis=", "kurtosis=ten", "shape=3"] {
         cases.refused(&["inspect", "run", "--data", "data", "--fail-above", limit]);

@@ -1,7 +1,8 @@
 //! `eval MODEL`.
 
+use super::calibration::predicted;
 use super::model::Runnable;
-use super::text::{MOST_CONTEXT, Source, blocks};
+use super::text::{Ids, MOST_CONTEXT, Source, blocks};
 use crate::args::Eval;
 use crate::failure::{Exit, Failure};
 use crate::output;
@@ -28,7 +29,7 @@ pub(crate) fn run(args: Eval, settings: &Settings) -> Result<Exit, Failure> {
     let context = args.cut.context(model.config(), MOST_CONTEXT)?;
     let evaluation = match Source::open(&args.text, &folder, model.config())? {
         Source::Stream(dataset) => evaluate(model, blocks(&dataset, context, None)?, Some(&mut tap))?,
-        Source::Ids(batch) => next_token_loss(model, &mut tap, &batch.ids, batch.sequences)?,
+        Source::Ids(ids) => next_token_loss(model, &mut tap, &ids)?,
     };
     if settings.json {
         output::json(&json!({
@@ -48,25 +49,11 @@ pub(crate) fn run(args: Eval, settings: &Settings) -> Result<Exit, Failure> {
     Ok(if evaluation.loss.is_finite() { Exit::Done } else { Exit::No })
 }
 
-/// Each sequence's tokens but the last are inputs, all but the first are targets.
-fn next_token_loss(
-    model: &Transformer,
-    tap: &mut dyn Tap,
-    ids: &[u32],
-    sequences: usize,
-) -> Result<Evaluation, Failure> {
-    let tokens = ids.len() / sequences;
-    if tokens < 2 {
-        return Err(Failure::input(
-            "sequences of one token predict nothing",
-            "give sequences of at least two token ids",
-        ));
-    }
-    let inputs: Vec<u32> = ids.chunks(tokens).flat_map(|r| r[..tokens - 1].to_vec()).collect();
-    let targets: Vec<u32> = ids.chunks(tokens).flat_map(|r| r[1..].to_vec()).collect();
-    let loss = model.loss(&Tape::off(), tap, &inputs, &targets, sequences)?;
+fn next_token_loss(model: &Transformer, tap: &mut dyn Tap, ids: &Ids) -> Result<Evaluation, Failure> {
+    let batch = predicted(ids)?;
+    let loss = model.loss(&Tape::off(), tap, &batch.inputs, &batch.targets, batch.sequences)?;
     let loss = loss.tensor().to_scalar::<f32>().map_err(evenkeel::Error::from)? as f64;
-    Ok(Evaluation { tokens: targets.len() as u64, loss })
+    Ok(Evaluation { tokens: batch.targets.len() as u64, loss })
 }
 
 fn finite(v: f64) -> Option<f64> {

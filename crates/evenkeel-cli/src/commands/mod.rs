@@ -1,6 +1,7 @@
 //! One file per command: settings in, library calls, result out.
 
 pub(crate) mod bench;
+mod calibration;
 pub(crate) mod config;
 pub(crate) mod data;
 pub(crate) mod doctor;

@@ -1,31 +1,24 @@
 //! `quantize MODEL --scheme NAME`.
 
+use super::calibration::Texts;
 use super::model;
 use super::place::{self, Place};
-use super::text::{MOST_CONTEXT, Source, blocks};
 use crate::args::Quantize;
 use crate::failure::{Exit, Failure};
 use crate::output;
 use crate::progress;
 use crate::settings::Settings;
-use evenkeel::data::{Dataset, SamplerSettings, TrainSampler};
 use evenkeel::model::Transformer;
 use evenkeel::quant::repair::Repair;
 use evenkeel::quant::{QuantReport, Scheme, Simulation, int8};
 use serde_json::json;
 use std::path::Path;
-use std::sync::Arc;
-
-/// More batches than any calibration needs; all are held in memory.
-const MAX_CALIBRATION_BATCHES: usize = 10_000;
-/// Sequences per calibration batch, as in the published recipe.
-const CALIBRATION_SEQUENCES: usize = 8;
 
 pub(crate) fn run(args: Quantize, settings: &Settings) -> Result<Exit, Failure> {
     let scheme = scheme(&args)?;
     let (model, folder) = model::load(&args.model, settings)?;
-    let context = args.cut.context(model.config(), MOST_CONTEXT)?;
-    let dataset = Source::open(&args.text, &folder, model.config())?.stream("quantize")?;
+    let repairs = args.repair.iter().map(|text| text.parse()).collect::<Result<Vec<Repair>, _>>()?;
+    let texts = Texts::open(&args, &folder, model.config(), settings)?;
     if settings.dry_run {
         let names = model.parameters().iter().map(|p| p.name.as_str());
         scheme.plan(model.config(), names)?;
@@ -37,12 +30,14 @@ pub(crate) fn run(args: Quantize, settings: &Settings) -> Result<Exit, Failure> 
         }
         return Ok(Exit::Done);
     }
-    let repairs = args.repair.iter().map(|text| text.parse()).collect::<Result<Vec<Repair>, _>>()?;
+    if texts.are_one && !settings.quiet {
+        output::note("calibrated and evaluated on the same text; --calib names another to calibrate on");
+    }
     if let Some(out) = &args.out {
         place::check(out, &folder, &WRITTEN, settings)?;
     }
-    let recipe = Recipe { scheme: &scheme, repairs: &repairs, calib_batches: args.calib_batches };
-    let (simulation, report) = quantise(&model, &recipe, &dataset, context, settings)?;
+    let recipe = Recipe { scheme: &scheme, repairs: &repairs };
+    let (simulation, report) = quantise(&model, &recipe, &texts, settings)?;
     if let Some(out) = &args.out {
         let tokenizer = Some(folder.join("tokenizer.json")).filter(|path| path.is_file());
         let place = Place::new(out, false)?;
@@ -67,7 +62,6 @@ const WRITTEN: [&str; 3] = ["config.json", "model.safetensors", "tokenizer.json"
 pub(crate) struct Recipe<'a> {
     pub(crate) scheme: &'a Scheme,
     pub(crate) repairs: &'a [Repair],
-    pub(crate) calib_batches: usize,
 }
 
 /// The scheme that the options describe.
@@ -101,37 +95,22 @@ fn scheme(args: &Quantize) -> Result<Scheme, Failure> {
     Ok(scheme)
 }
 
-/// Calibrates on training text, evaluates on the validation text.
+/// Calibrates and evaluates.
 pub(crate) fn quantise(
     model: &Transformer,
     recipe: &Recipe,
-    dataset: &Arc<Dataset>,
-    context: usize,
+    texts: &Texts,
     settings: &Settings,
 ) -> Result<(Simulation, QuantReport), Failure> {
-    let calib_batches = recipe.calib_batches;
-    if calib_batches > MAX_CALIBRATION_BATCHES {
-        return Err(Failure::input(
-            format!("--calib-batches must be at most {MAX_CALIBRATION_BATCHES}, not {calib_batches}"),
-            "the recipe's number is 4; more than a few dozen change nothing",
-        ));
-    }
-    let sampler = TrainSampler::new(
-        dataset.clone(),
-        SamplerSettings { context, batch_sequences: CALIBRATION_SEQUENCES, seed: 0 },
-    )?;
-    let calibration = sampler
-        .calibration(settings.seed.unwrap_or(0), calib_batches, CALIBRATION_SEQUENCES)
-        .collect::<Result<Vec<_>, _>>()?;
-    let bar = progress::bar(settings, calib_batches as u64, "calibrating {bar:24} {pos}/{len} · {eta} left");
+    let calibration = &texts.calibration;
+    let bar =
+        progress::bar(settings, calibration.len() as u64, "calibrating {bar:24} {pos}/{len} · {eta} left");
     let mut simulation =
-        Simulation::new(model, recipe.scheme, recipe.repairs, &calibration, &mut || bar.inc(1))?;
+        Simulation::new(model, recipe.scheme, recipe.repairs, calibration, &mut || bar.inc(1))?;
     bar.finish_and_clear();
-    let bar = progress::bar(settings, 0, "evaluating {bar:24} {pos}/{len} · {eta} left");
-    let report = simulation.evaluate(model, blocks(dataset, context, None)?, &mut |done, total| {
-        bar.set_length(total);
-        bar.set_position(done);
-    })?;
+    let evaluation = texts.evaluation()?;
+    let bar = progress::bar(settings, evaluation.sequences(), "evaluating {bar:24} {pos}/{len} · {eta} left");
+    let report = simulation.evaluate(model, evaluation, &mut |done| bar.set_position(done))?;
     bar.finish_and_clear();
     Ok((simulation, report))
 }

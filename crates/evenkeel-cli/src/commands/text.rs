@@ -37,17 +37,6 @@ impl Source {
         dataset.limit_vocab(config.vocab)?;
         Ok(Source::Stream(Arc::new(dataset)))
     }
-
-    /// The stream, for commands that need targets or calibration text.
-    pub(crate) fn stream(self, command: &str) -> Result<Arc<Dataset>, Failure> {
-        match self {
-            Source::Stream(dataset) => Ok(dataset),
-            Source::Ids(_) => Err(Failure::input(
-                format!("{command} needs running text, and --ids gives one batch"),
-                "use --data or --text",
-            )),
-        }
-    }
 }
 
 /// Longest sequences by default: models claim contexts of a hundred thousand tokens.

@@ -8,7 +8,7 @@ use super::report::{FloatSide, QuantReport, QuantSide, QuantSite, QuantSummary, 
 use super::scheme::{HeadFormat, Plan, Scheme};
 use super::tap::{Calibrated, QuantTap};
 use super::weights::Rounded;
-use crate::data::{Batch, ValidationBlocks};
+use crate::data::{Batch, DataError};
 use crate::error::Result;
 use crate::model::Transformer;
 use crate::slices::slice;
@@ -96,25 +96,25 @@ impl Simulation {
         forward(&self.rounded.model, &mut self.tap, ids, sequences)
     }
 
-    /// Compares with the float model `before` on `blocks`. `progress(done, total)` counts sequences.
+    /// Compares with the float model `before` on `batches`. `progress` is told how many sequences are done.
     ///
     /// # Errors
-    /// If the blocks cannot be read or do not fit the model.
+    /// If the batches cannot be read or do not fit the model.
     pub fn evaluate(
         &mut self,
         before: &Transformer,
-        blocks: ValidationBlocks,
-        progress: &mut dyn FnMut(u64, u64),
+        batches: impl Iterator<Item = std::result::Result<Batch, DataError>>,
+        progress: &mut dyn FnMut(u64),
     ) -> Result<QuantReport> {
-        let (mut done, total) = (0, blocks.blocks());
+        let mut done = 0;
         let mut sums = Comparison::default();
-        for batch in blocks {
+        for batch in batches {
             let batch = batch?;
             let float = forward(before, &mut NoTap, &batch.inputs, batch.sequences)?;
             let quantised = self.logits(&batch.inputs, batch.sequences)?;
             sums.add(&slice(&float)?, &slice(&quantised)?, &batch.targets, before.config().vocab);
             done += batch.sequences as u64;
-            progress(done, total);
+            progress(done);
         }
         self.report(before, &sums)
     }

@@ -7,6 +7,7 @@
 mod corpus;
 mod plan;
 
+use super::calibration::Texts;
 use super::quantize::{Recipe, quantise};
 use super::text::blocks;
 use super::train::{Run, execute, host};
@@ -173,8 +174,10 @@ fn one_run(
     }
     let model = run.trainer.model();
     let scheme = Scheme::preset("w8a8")?;
-    let recipe = Recipe { scheme: &scheme, repairs: &[], calib_batches: CALIBRATION_BATCHES };
-    let quantised: QuantReport = quantise(model, &recipe, dataset, model.config().context, settings)?.1;
+    let seed = settings.seed.unwrap_or(0);
+    let texts = Texts::of_dataset(dataset, model.config().context, CALIBRATION_BATCHES, seed)?;
+    let recipe = Recipe { scheme: &scheme, repairs: &[] };
+    let quantised: QuantReport = quantise(model, &recipe, &texts, settings)?.1;
     files::write_json(&run.root.join("w8a8.json"), &quantised)?;
     let kurtosis = kurtosis(&run, dataset)?;
     result.val_loss = Some(quantised.float.perplexity.ln());
