@@ -9,17 +9,39 @@
 //! A multiply-add counts as two operations; bandwidth counts what is read and what is written.
 
 use crate::gemm::Compute;
+#[cfg(target_arch = "x86_64")]
+use crate::int8::Path;
 use crate::isa::{self, Isa};
 use rayon::prelude::*;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
+
+/// The type of a product's factors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Factors {
+    /// float32, added up in float32.
+    F32,
+    /// bfloat16, added up in float32.
+    Bf16,
+    /// Unsigned by signed bytes, added up in 32-bit integers.
+    Int8,
+}
+
+impl From<Compute> for Factors {
+    fn from(compute: Compute) -> Self {
+        match compute {
+            Compute::F32 => Factors::F32,
+            Compute::Bf16 => Factors::Bf16,
+        }
+    }
+}
 
 /// A loop of independent multiply-adds on registers.
 #[derive(Clone, Copy, Debug)]
 pub struct Multiply {
     name: &'static str,
     isa: Isa,
-    compute: Compute,
+    factors: Factors,
     /// Operations (multiplications and additions) of one round.
     round: usize,
     /// Runs that many rounds and gives the sum of all accumulators, so that none can be left out.
@@ -40,31 +62,39 @@ pub enum Threads {
 impl Multiply {
     /// The loops that this machine can run, from the least instruction set. A new instruction set is a line here.
     pub fn available() -> Vec<Self> {
-        let row = |name, isa: Isa, compute, round, run| {
-            isa.available().then_some(Self { name, isa, compute, round, run })
+        let row = |name, isa: Isa, factors, round, run| {
+            isa.available().then_some(Self { name, isa, factors, round, run })
         };
-        let mut rows = vec![row("portable f32", Isa::Portable, Compute::F32, portable::ROUND, portable::f32)];
+        let mut rows = vec![row("portable f32", Isa::Portable, Factors::F32, portable::ROUND, portable::f32)];
         #[cfg(target_arch = "aarch64")]
-        rows.push(row("neon f32", Isa::Neon, Compute::F32, neon::ROUND, neon::f32));
+        rows.push(row("neon f32", Isa::Neon, Factors::F32, neon::ROUND, neon::f32));
         #[cfg(target_arch = "x86_64")]
         {
             use Isa::{Avx2, Avx512};
-            rows.push(row("avx2 f32", Avx2, Compute::F32, x86::AVX2_F32_ROUND, x86::avx2_f32));
-            rows.push(row("avx512 f32", Avx512, Compute::F32, x86::AVX512_F32_ROUND, x86::avx512_f32));
-            let dot = row("avx512 bf16", Avx512, Compute::Bf16, x86::AVX512_BF16_ROUND, x86::avx512_bf16);
+            rows.push(row("avx2 f32", Avx2, Factors::F32, x86::AVX2_F32_ROUND, x86::avx2_f32));
+            rows.push(row("avx512 f32", Avx512, Factors::F32, x86::AVX512_F32_ROUND, x86::avx512_f32));
+            let dot = row("avx512 bf16", Avx512, Factors::Bf16, x86::AVX512_BF16_ROUND, x86::avx512_bf16);
             rows.push(dot.filter(|_| isa::has_avx512_bf16()));
-            rows.push(row("amx bf16", Isa::Amx, Compute::Bf16, x86::AMX_BF16_ROUND, x86::amx_bf16));
+            rows.push(row("amx bf16", Isa::Amx, Factors::Bf16, x86::AMX_BF16_ROUND, x86::amx_bf16));
+            let int8 = |name, path: Path, round, run| {
+                row(name, path.isa(), Factors::Int8, round, run).filter(|_| path.available())
+            };
+            rows.push(int8("avx2 int8", Path::Avx2, x86::AVX2_INT8_ROUND, x86::avx2_int8));
+            rows.push(int8("avx2 vnni int8", Path::Avx2Vnni, x86::AVX2_VNNI_ROUND, x86::avx2_vnni));
+            rows.push(int8("avx512 vnni int8", Path::Avx512Vnni, x86::AVX512_VNNI_ROUND, x86::avx512_vnni));
+            rows.push(int8("amx int8", Path::Amx, x86::AMX_INT8_ROUND, x86::amx_int8));
         }
         rows.into_iter().flatten().collect()
     }
 
     /// The loop that bounds the kernels' products of this kind on the instruction set in use. Where it has no
-    /// multiplier for bfloat16 that is the one for float32, which the kernels then use on the rounded factors.
-    pub fn bounding(compute: Compute) -> Self {
+    /// multiplier for bfloat16 that is the one for float32, which the kernels then use on the rounded factors; where there
+    /// is no loop for bytes it is the same one, for comparison.
+    pub fn bounding(factors: impl Into<Factors>) -> Self {
         let usable: Vec<Self> = Self::available().into_iter().filter(|l| l.isa <= isa::active()).collect();
-        let best = |compute| usable.iter().rev().find(|l| l.compute == compute);
+        let best = |factors| usable.iter().rev().find(|l| l.factors == factors);
         // The portable loop is always there.
-        *best(compute).or_else(|| best(Compute::F32)).unwrap_or(&usable[0])
+        *best(factors.into()).or_else(|| best(Factors::F32)).unwrap_or(&usable[0])
     }
 
     /// Instruction set and type of the factors, such as `avx2 f32`.
@@ -78,8 +108,8 @@ impl Multiply {
     }
 
     /// The type of the factors.
-    pub fn compute(&self) -> Compute {
-        self.compute
+    pub fn factors(&self) -> Factors {
+        self.factors
     }
 
     /// 10⁹ operations per second, the best of `runs` runs of about `each`.
@@ -284,54 +314,116 @@ mod x86 {
         _mm512_reduce_add_ps(sums.into_iter().fold(_mm512_setzero_ps(), |t, s| _mm512_add_ps(t, s)))
     }
 
-    /// Four tiles of sums, as the kernel has them; each of the 16 × 16 takes 32 products a round.
-    pub(super) const AMX_BF16_ROUND: usize = 4 * 16 * 16 * 32 * 2;
+    /// As the kernel without VNNI has it: two products of sixteen pairs of 16 bits, and their additions, for 32 bytes.
+    pub(super) const AVX2_INT8_ROUND: usize = CHAINS * 32 * 2;
+    pub(super) const AVX2_VNNI_ROUND: usize = CHAINS * 32 * 2;
+    pub(super) const AVX512_VNNI_ROUND: usize = DOT_CHAINS * 64 * 2;
 
-    /// # Safety
-    /// The machine has AMX and the system has allowed its use.
-    pub(super) unsafe fn amx_bf16(rounds: usize) -> f32 {
-        // Pairs of 1.0 and of 2⁻²⁰ in bfloat16.
-        let (one, small) = (black_box([0x3f80_3f80u32; 256]), black_box([0x3580_3580u32; 256]));
-        let mut sums = [0.0f32; 4 * 256];
-        // SAFETY: the contract; factors are 1 KiB each, sums four times that; every jump stays inside.
-        unsafe {
-            amx::enter();
-            std::arch::asm!(
-                "tileloadd tmm4, [{a} + {line}*1]",
-                "tileloadd tmm5, [{a} + {line}*1]",
-                "tileloadd tmm6, [{b} + {line}*1]",
-                "tileloadd tmm7, [{b} + {line}*1]",
-                "tilezero tmm0",
-                "tilezero tmm1",
-                "tilezero tmm2",
-                "tilezero tmm3",
-                "test {rounds}, {rounds}",
-                "jz 3f",
-                "2:",
-                "tdpbf16ps tmm0, tmm4, tmm6",
-                "tdpbf16ps tmm1, tmm4, tmm7",
-                "tdpbf16ps tmm2, tmm5, tmm6",
-                "tdpbf16ps tmm3, tmm5, tmm7",
-                "dec {rounds}",
-                "jnz 2b",
-                "3:",
-                "tilestored [{c} + {line}*1], tmm0",
-                "tilestored [{c} + {line}*1 + 1024], tmm1",
-                "tilestored [{c} + {line}*1 + 2048], tmm2",
-                "tilestored [{c} + {line}*1 + 3072], tmm3",
-                rounds = inout(reg) rounds => _,
-                a = in(reg) one.as_ptr(),
-                b = in(reg) small.as_ptr(),
-                c = in(reg) sums.as_mut_ptr(),
-                line = in(reg) 64usize,
-                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-                options(nostack),
-            );
-            amx::leave();
+    #[target_feature(enable = "avx2")]
+    pub(super) fn avx2_int8(rounds: usize) -> f32 {
+        let (a, b) = (_mm256_set1_epi16(black_box(1)), _mm256_set1_epi16(black_box(1)));
+        let mut sums = [_mm256_set1_epi32(black_box(0)); CHAINS];
+        for _ in 0..rounds {
+            for sum in &mut sums {
+                // Opaque, so that the products are not taken out of the loop.
+                let (even, odd) = (_mm256_madd_epi16(black_box(a), b), _mm256_madd_epi16(black_box(b), a));
+                *sum = _mm256_add_epi32(*sum, _mm256_add_epi32(even, odd));
+            }
         }
-        sums.iter().sum()
+        total(sums.into_iter().fold(_mm256_setzero_si256(), |t, s| _mm256_add_epi32(t, s)))
     }
+
+    #[target_feature(enable = "avx2,avxvnni")]
+    pub(super) fn avx2_vnni(rounds: usize) -> f32 {
+        let (a, b) = (_mm256_set1_epi8(black_box(1)), _mm256_set1_epi8(black_box(1)));
+        let mut sums = [_mm256_set1_epi32(black_box(0)); CHAINS];
+        for _ in 0..rounds {
+            for sum in &mut sums {
+                *sum = _mm256_dpbusd_avx_epi32(*sum, a, b);
+            }
+        }
+        total(sums.into_iter().fold(_mm256_setzero_si256(), |t, s| _mm256_add_epi32(t, s)))
+    }
+
+    #[target_feature(enable = "avx2")]
+    fn total(sums: __m256i) -> f32 {
+        let mut lanes = [0i32; 8];
+        // SAFETY: eight integers fit.
+        unsafe { _mm256_storeu_si256(lanes.as_mut_ptr().cast(), sums) };
+        lanes.iter().map(|&v| v as f32).sum()
+    }
+
+    #[target_feature(enable = "avx512f,avx512vnni")]
+    pub(super) fn avx512_vnni(rounds: usize) -> f32 {
+        let (a, b) = (_mm512_set1_epi8(black_box(1)), _mm512_set1_epi8(black_box(1)));
+        let mut sums = [_mm512_set1_epi32(black_box(0)); DOT_CHAINS];
+        for _ in 0..rounds {
+            for sum in &mut sums {
+                *sum = _mm512_dpbusd_epi32(*sum, a, b);
+            }
+        }
+        _mm512_reduce_add_epi32(sums.into_iter().fold(_mm512_setzero_si512(), |t, s| _mm512_add_epi32(t, s)))
+            as f32
+    }
+
+    /// Four tiles of sums, as the kernels have them; each of the 16 × 16 takes 32 products a round.
+    pub(super) const AMX_BF16_ROUND: usize = 4 * 16 * 16 * 32 * 2;
+    /// And 64 of bytes.
+    pub(super) const AMX_INT8_ROUND: usize = 2 * AMX_BF16_ROUND;
+
+    /// A loop of one tile product; `$one` and `$small` are what groups of the factors hold, `$number` the sums' type.
+    macro_rules! tiles {
+        ($name:ident, $product:literal, $one:expr, $small:expr, $number:ty) => {
+            /// # Safety
+            /// The machine has AMX with this product and the system has allowed its use.
+            pub(super) unsafe fn $name(rounds: usize) -> f32 {
+                let (one, small) = (black_box([$one; 256]), black_box([$small; 256]));
+                let mut sums = [<$number>::default(); 4 * 256];
+                // SAFETY: the contract; factors are 1 KiB each, sums four times that; every jump stays inside.
+                unsafe {
+                    amx::enter();
+                    std::arch::asm!(
+                        "tileloadd tmm4, [{a} + {line}*1]",
+                        "tileloadd tmm5, [{a} + {line}*1]",
+                        "tileloadd tmm6, [{b} + {line}*1]",
+                        "tileloadd tmm7, [{b} + {line}*1]",
+                        "tilezero tmm0",
+                        "tilezero tmm1",
+                        "tilezero tmm2",
+                        "tilezero tmm3",
+                        "test {rounds}, {rounds}",
+                        "jz 3f",
+                        "2:",
+                        concat!($product, " tmm0, tmm4, tmm6"),
+                        concat!($product, " tmm1, tmm4, tmm7"),
+                        concat!($product, " tmm2, tmm5, tmm6"),
+                        concat!($product, " tmm3, tmm5, tmm7"),
+                        "dec {rounds}",
+                        "jnz 2b",
+                        "3:",
+                        "tilestored [{c} + {line}*1], tmm0",
+                        "tilestored [{c} + {line}*1 + 1024], tmm1",
+                        "tilestored [{c} + {line}*1 + 2048], tmm2",
+                        "tilestored [{c} + {line}*1 + 3072], tmm3",
+                        rounds = inout(reg) rounds => _,
+                        a = in(reg) one.as_ptr(),
+                        b = in(reg) small.as_ptr(),
+                        c = in(reg) sums.as_mut_ptr(),
+                        line = in(reg) 64usize,
+                        out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                        out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                        options(nostack),
+                    );
+                    amx::leave();
+                }
+                sums.iter().map(|&sum| sum as f32).sum()
+            }
+        };
+    }
+
+    // Pairs of 1.0 and of 2⁻²⁰ in bfloat16.
+    tiles!(amx_bf16, "tdpbf16ps", 0x3f80_3f80u32, 0x3580_3580u32, f32);
+    tiles!(amx_int8, "tdpbusd", 0x0101_0101u32, 0x0101_0101u32, i32);
 }
 
 #[cfg(test)]
@@ -343,11 +435,13 @@ mod tests {
         for multiply in Multiply::available() {
             // SAFETY: available on this machine.
             let sum = f64::from(unsafe { (multiply.run)(64) });
-            let per_sum = match multiply.compute {
+            let per_sum = match multiply.factors {
                 // Fixed point of x/2 + 1, in accumulators of two operations a round.
-                Compute::F32 => 2.0 * multiply.round as f64 / 2.0,
+                Factors::F32 => 2.0 * multiply.round as f64 / 2.0,
                 // 64 rounds of two products of 2⁻²⁰, in accumulators of four operations a round.
-                Compute::Bf16 => 64.0 * 2.0 * 2f64.powi(-20) * multiply.round as f64 / 4.0,
+                Factors::Bf16 => 64.0 * 2.0 * 2f64.powi(-20) * multiply.round as f64 / 4.0,
+                // 64 rounds of products of 1.
+                Factors::Int8 => 64.0 * multiply.round as f64 / 2.0,
             };
             assert!((sum / per_sum - 1.0).abs() < 1e-5, "{}: {sum}, not {per_sum}", multiply.name);
         }
@@ -355,8 +449,8 @@ mod tests {
 
     #[test]
     fn figures_are_positive_and_the_bound_is_in_use() {
-        for compute in [Compute::F32, Compute::Bf16] {
-            let bound = Multiply::bounding(compute);
+        for factors in [Factors::F32, Factors::Bf16, Factors::Int8] {
+            let bound = Multiply::bounding(factors);
             assert!(bound.isa() <= isa::active());
             let speed = bound.gflops(Threads::All, 1, Duration::from_millis(2));
             assert!(speed.is_finite() && speed > 0.0);

@@ -30,6 +30,7 @@ pub use micro::Path;
 
 use crate::gemm::cut::Cut;
 use crate::gemm::scratch::{self, Line, Scratch};
+use crate::threads::Shared;
 use micro::{Kernel, LINE, PANEL};
 use pack::{Bytes, Panels};
 use rayon::prelude::*;
@@ -115,6 +116,27 @@ impl PackedI8 {
 /// If `x` has another size.
 pub fn gemm_i8(x: &[u8], rows: usize, w: &PackedI8, epilogue: impl Fn(usize, usize, &[i32]) + Sync) {
     gemm_i8_by(Path::active(), x, rows, w, epilogue);
+}
+
+/// As [`gemm_i8`] into a row-major `out` of (rows, outputs): the epilogue also gets the piece of `out` that belongs to its
+/// sums, to fill or to add to.
+///
+/// # Panics
+/// As [`gemm_i8`], and if `out` has another size.
+pub fn gemm_i8_into<T: Send>(
+    x: &[u8],
+    rows: usize,
+    w: &PackedI8,
+    out: &mut [T],
+    epilogue: impl Fn(usize, usize, &[i32], &mut [T]) + Sync,
+) {
+    assert_eq!(rows.checked_mul(w.outputs), Some(out.len()), "output must be rows * outputs long");
+    let shared = Shared::new(out);
+    gemm_i8(x, rows, w, |row, first, sums| {
+        // SAFETY: every element is handed out once, and lies inside the buffer.
+        let piece = unsafe { std::slice::from_raw_parts_mut(shared.at(row * w.outputs + first), sums.len()) };
+        epilogue(row, first, sums, piece);
+    });
 }
 
 /// As [`gemm_i8`] by a given way to multiply, so that one process can compare them.

@@ -7,7 +7,7 @@ use evenkeel_kernels::int8::requantise::{
     Scale, Terms, dequantise_into, dequantise_u8, dequantise_u8_serial, quantise_u8, quantise_u8_serial,
     requantise_into, row_grid,
 };
-use evenkeel_kernels::int8::{MAX_INNER, PackedI8, Path, gemm_i8, gemm_i8_by, gemm_i8_serial};
+use evenkeel_kernels::int8::{MAX_INNER, PackedI8, Path, gemm_i8, gemm_i8_by, gemm_i8_into, gemm_i8_serial};
 use evenkeel_kernels::quant::{Grid, quantise};
 use evenkeel_kernels::threads::Shared;
 
@@ -67,6 +67,14 @@ fn check(x: &[u8], w: &[i8], rows: usize, outputs: usize, inner: usize) {
     }
     let got = collect(rows, outputs, |each| gemm_i8_serial(x, rows, &packed, each));
     assert!(got == want, "serial: {rows} × {inner} by {outputs}");
+    let mut added = vec![7; want.len()];
+    gemm_i8_into(x, rows, &packed, &mut added, |_, _, sums, out| {
+        out.iter_mut().zip(sums).for_each(|(out, sum)| *out += i64::from(*sum));
+    });
+    assert!(
+        added.iter().zip(&want).all(|(&a, &w)| a == i64::from(w) + 7),
+        "into: {rows} × {inner} by {outputs}"
+    );
 }
 
 #[test]
@@ -140,6 +148,9 @@ fn wrong_sizes_are_refused() {
     refuses("short weights", || drop(PackedI8::new(&[1; 5], 2, 3)));
     refuses("a long inner dimension", || drop(PackedI8::new(&vec![1; MAX_INNER + 1], 1, MAX_INNER + 1)));
     refuses("short x", || gemm_i8(&[1; 5], 2, &PackedI8::new(&[1; 6], 2, 3), |_, _, _| {}));
+    refuses("short output", || {
+        gemm_i8_into(&[1; 6], 2, &PackedI8::new(&[1; 6], 2, 3), &mut [0; 3], |_, _, _, _| {})
+    });
     refuses("a row past the end", || PackedI8::new(&[1; 6], 2, 3).row(2, &mut [0; 3]));
 }
 

@@ -18,7 +18,7 @@ use crate::settings::Settings;
 use evenkeel::model::{ModelConfig, ModelError, preset};
 use evenkeel::tape::Precision;
 use evenkeel_kernels::gemm::Compute;
-use evenkeel_kernels::peak::{Multiply, Threads};
+use evenkeel_kernels::peak::{Factors, Multiply, Threads};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -98,13 +98,18 @@ fn precision_name(precision: Precision) -> &'static str {
 
 /// GFLOP/s that bound products of this precision on all threads, from a short run.
 fn peak_gflops(precision: Precision) -> f64 {
-    Multiply::bounding(compute(precision)).gflops(Threads::All, 3, Duration::from_millis(15))
+    peak_of(compute(precision).into())
+}
+
+/// 10⁹ operations per second that bound products of these factors on all threads, from a short run.
+fn peak_of(factors: Factors) -> f64 {
+    Multiply::bounding(factors).gflops(Threads::All, 3, Duration::from_millis(15))
 }
 
 /// What to say where bfloat16 is no faster than float32 by construction.
 fn bf16_note(precisions: &[Precision]) -> Option<String> {
     let bound = Multiply::bounding(Compute::Bf16);
-    (precisions.contains(&Precision::Bf16) && bound.compute() == Compute::F32).then(|| {
+    (precisions.contains(&Precision::Bf16) && bound.factors() == Factors::F32).then(|| {
         format!(
             "bf16: {} has no multiplier for bfloat16, so the rounded factors are multiplied in float32 and the peak \
              is that of {}",

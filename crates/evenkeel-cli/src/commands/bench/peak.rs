@@ -5,9 +5,8 @@ use crate::failure::{Exit, Failure};
 use crate::output;
 use crate::settings::Settings;
 use evenkeel::report::table::{Align, Table};
-use evenkeel_kernels::gemm::Compute;
 use evenkeel_kernels::isa;
-use evenkeel_kernels::peak::{Copying, Multiply, Threads};
+use evenkeel_kernels::peak::{Copying, Factors, Multiply, Threads};
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -33,7 +32,7 @@ pub(super) fn run(settings: &Settings) -> Result<Exit, Failure> {
             format!("{one:.1}"),
             format!("{all:.1}"),
             scaling(one, all),
-            "GFLOP/s".into(),
+            if multiply.factors() == Factors::Int8 { "GOP/s" } else { "GFLOP/s" }.into(),
         ]);
         loops.push(json!({"name": multiply.name(), "gflops_one_thread": one, "gflops": all}));
     }
@@ -46,7 +45,8 @@ pub(super) fn run(settings: &Settings) -> Result<Exit, Failure> {
         scaling(one, all),
         "GB/s read and written".into(),
     ]);
-    let bounds = [Compute::F32, Compute::Bf16].map(|compute| Multiply::bounding(compute).name());
+    let bounds =
+        [Factors::F32, Factors::Bf16, Factors::Int8].map(|factors| Multiply::bounding(factors).name());
     if settings.json {
         output::json(&json!({
             "schema": 1,
@@ -54,15 +54,16 @@ pub(super) fn run(settings: &Settings) -> Result<Exit, Failure> {
             "isa": {"detected": isa::detected().name(), "active": isa::active().name()},
             "multiply": loops,
             "copy": {"gbps_one_thread": one, "gbps": all, "bytes": Copying::BYTES},
-            "bounding": {"f32": bounds[0], "bf16": bounds[1]},
+            "bounding": {"f32": bounds[0], "bf16": bounds[1], "int8": bounds[2]},
         }));
     } else {
         output::result(&table.to_text());
         output::line(&format!(
-            "bounds on {}: {} for f32 products, {} for bf16 products",
+            "bounds on {}: {} for f32 products, {} for bf16 products, {} for int8 products",
             isa::active().name(),
             bounds[0],
-            bounds[1]
+            bounds[1],
+            bounds[2]
         ));
     }
     Ok(Exit::Done)
