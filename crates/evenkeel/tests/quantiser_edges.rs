@@ -124,10 +124,10 @@ fn a_sketch_holds_the_largest_floats() {
         let value = sketch.percentile(p);
         assert!(value.is_finite() && value.abs() <= f64::from(f32::MAX), "{p}: {value}");
     }
-    assert_eq!(
-        (sketch.percentile(0.0), sketch.percentile(100.0)),
-        (-f64::from(f32::MAX), f64::from(f32::MAX))
-    );
+    // To within a bucket.
+    for (p, sign) in [(0.0, -1.0), (100.0, 1.0)] {
+        assert!((sketch.percentile(p) * sign / f64::from(f32::MAX) - 1.0).abs() < 1.0 / 128.0);
+    }
     let points = sketch.points();
     assert_eq!(points.iter().map(|p| p.1).sum::<f64>(), 4.0);
     assert!(points.iter().all(|p| p.0.is_finite()));
@@ -204,7 +204,7 @@ fn one_token_is_enough_to_calibrate() {
             }
             scheme.activations = format!("{} {words}", scheme.activations);
             let mut simulation =
-                Simulation::new(&small_model(), &scheme, &[batch.clone()], &mut || {}).unwrap();
+                Simulation::new(&small_model(), &scheme, std::slice::from_ref(&batch), &mut || {}).unwrap();
             let logits = simulation.logits(&batch.inputs, 1).unwrap();
             let logits: Vec<f32> = logits.flatten_all().unwrap().to_vec1().unwrap();
             assert!(logits.len() == 7 && logits.iter().all(|v| v.is_finite()), "{name} {words}");
