@@ -407,6 +407,8 @@ pub(crate) enum Format {
     Llama,
     /// Our own names, with a modelling file that transformers loads with trust_remote_code=True
     Evenkeel,
+    /// A graph that onnxruntime runs
+    Onnx,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -32,6 +32,9 @@ pub enum Error {
     /// A repair that cannot be made.
     #[error(transparent)]
     Repair(#[from] crate::quant::repair::RepairError),
+    /// A model that cannot be exported.
+    #[error(transparent)]
+    Export(#[from] crate::export::ExportError),
     /// Training that cannot start or go on.
     #[error(transparent)]
     Train(#[from] crate::train::TrainError),
@@ -52,6 +55,7 @@ impl Hint for Error {
             Error::Checkpoint(e) => e.hint(),
             Error::Quant(e) => e.hint(),
             Error::Repair(e) => e.hint(),
+            Error::Export(e) => e.hint(),
             Error::Train(e) => e.hint(),
             Error::Report(e) => e.hint(),
             Error::Tensor(_) => {

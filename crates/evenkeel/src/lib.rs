@@ -17,6 +17,7 @@ pub mod config;
 pub mod data;
 pub mod decode;
 pub mod error;
+pub mod export;
 pub mod files;
 pub mod inspect;
 pub mod metrics;

@@ -7,26 +7,21 @@ use crate::failure::{Exit, Failure};
 use crate::output;
 use crate::settings::Settings;
 use evenkeel::checkpoint::hf::{Target, export};
+use evenkeel::export::{Quantised, onnx};
+use evenkeel::model::Transformer;
 use serde_json::json;
+use std::path::Path;
 
 pub(crate) fn run(args: Export, settings: &Settings) -> Result<Exit, Failure> {
-    let target = match args.to {
-        Format::Hf => Target::Auto,
-        Format::Gpt2 => Target::Gpt2,
-        Format::Opt => Target::Opt,
-        Format::Llama => Target::Llama,
-        Format::Evenkeel => Target::Evenkeel,
-    };
     let (model, folder) = model::load(&args.model, settings)?;
     place::check(&args.out, &folder, &WRITTEN, settings)?;
-    let tokenizer = Some(folder.join("tokenizer.json")).filter(|path| path.is_file());
     // Made beside its place, so that a folder of that name is always whole.
     let place = Place::new(&args.out, settings.dry_run)?;
-    let written = export(place.beside(), &model, tokenizer.as_deref(), target)?;
+    let written = write(&model, &folder, place.beside(), args.to)?;
     place.finish(&args.out)?;
     if settings.json {
         output::json(&json!({
-            "schema": 1, "dry_run": settings.dry_run, "out": args.out, "format": written.name(),
+            "schema": 1, "dry_run": settings.dry_run, "out": args.out, "format": written.name,
             "parameters": model.parameter_count(),
         }));
         return Ok(Exit::Done);
@@ -38,15 +33,53 @@ pub(crate) fn run(args: Export, settings: &Settings) -> Result<Exit, Failure> {
     output::line(&format!(
         "{verb} {} parameters as {} to {}",
         model.parameter_count(),
-        written.name(),
+        written.name,
         args.out.display()
     ));
-    let trust = if written == Target::Evenkeel { ", trust_remote_code=True" } else { "" };
-    let out = args.out.display();
-    output::line(&format!("load it with AutoModelForCausalLM.from_pretrained(\"{out}\"{trust})"));
+    output::line(&format!("load it with {}", (written.loader)(&args.out)));
     Ok(Exit::Done)
 }
 
+/// What was written.
+struct Written {
+    name: &'static str,
+    /// The Python that loads it from a folder.
+    loader: fn(&Path) -> String,
+}
+
+fn write(model: &Transformer, from: &Path, to: &Path, format: Format) -> Result<Written, Failure> {
+    let target = match format {
+        Format::Hf => Target::Auto,
+        Format::Gpt2 => Target::Gpt2,
+        Format::Opt => Target::Opt,
+        Format::Llama => Target::Llama,
+        Format::Evenkeel => Target::Evenkeel,
+        Format::Onnx => {
+            onnx::write(&Quantised::float(model), from, to).map_err(evenkeel::Error::from)?;
+            let loader =
+                |out: &Path| format!("onnxruntime.InferenceSession(\"{}\")", out.join(onnx::FILE).display());
+            return Ok(Written { name: "onnx", loader });
+        }
+    };
+    let tokenizer = Some(from.join("tokenizer.json")).filter(|path| path.is_file());
+    let target = export(to, model, tokenizer.as_deref(), target)?;
+    let loader: fn(&Path) -> String = match target {
+        Target::Evenkeel => |out| from_pretrained(out, ", trust_remote_code=True"),
+        _ => |out| from_pretrained(out, ""),
+    };
+    Ok(Written { name: target.name(), loader })
+}
+
+fn from_pretrained(out: &Path, settings: &str) -> String {
+    format!("AutoModelForCausalLM.from_pretrained(\"{}\"{settings})", out.display())
+}
+
 /// What an export writes; a folder that holds anything else is nobody's to remove.
-const WRITTEN: [&str; 5] =
-    ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "modeling_evenkeel.py"];
+const WRITTEN: [&str; 6] = [
+    "config.json",
+    "model.safetensors",
+    "model.onnx",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "modeling_evenkeel.py",
+];

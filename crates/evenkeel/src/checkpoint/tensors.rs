@@ -14,24 +14,40 @@ use std::path::Path;
 /// If the disk refuses, or a tensor is none of float32, float64 and int64.
 pub fn write_tensors(path: &Path, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
     let damaged = |problem: String| CheckpointError::Damaged { path: path.to_path_buf(), problem };
-    let mut bytes: Vec<(&String, Dtype, Vec<usize>, Vec<u8>)> = Vec::with_capacity(tensors.len());
+    let mut raw = BTreeMap::new();
     for (name, tensor) in tensors {
         let flat = tensor.flatten_all()?;
-        let (dtype, data) = match tensor.dtype() {
+        let (dtype, bytes) = match tensor.dtype() {
             DType::F32 => (Dtype::F32, flat.to_vec1::<f32>()?.iter().flat_map(|v| v.to_le_bytes()).collect()),
             DType::F64 => (Dtype::F64, flat.to_vec1::<f64>()?.iter().flat_map(|v| v.to_le_bytes()).collect()),
             DType::I64 => (Dtype::I64, flat.to_vec1::<i64>()?.iter().flat_map(|v| v.to_le_bytes()).collect()),
             other => return Err(damaged(format!("tensor {name} has dtype {other:?}, which is not written"))),
         };
-        bytes.push((name, dtype, tensor.dims().to_vec(), data));
+        raw.insert(name.clone(), Raw { dtype, shape: tensor.dims().to_vec(), bytes });
     }
-    let views = bytes
+    write_raw(path, &raw)
+}
+
+/// A tensor as a file has it, of a dtype that the tensor library may not know.
+#[derive(Clone, Debug)]
+pub(crate) struct Raw {
+    pub(crate) dtype: Dtype,
+    pub(crate) shape: Vec<usize>,
+    /// Little-endian.
+    pub(crate) bytes: Vec<u8>,
+}
+
+/// Writes tensors by name, atomically.
+///
+/// # Errors
+/// If the disk refuses, or a tensor has not as many bytes as its shape asks for.
+pub(crate) fn write_raw(path: &Path, tensors: &BTreeMap<String, Raw>) -> Result<()> {
+    let damaged = |problem: String| CheckpointError::Damaged { path: path.to_path_buf(), problem };
+    let views = tensors
         .iter()
-        .map(|(name, dtype, shape, data)| {
-            Ok((
-                name.as_str(),
-                TensorView::new(*dtype, shape.clone(), data).map_err(|e| damaged(e.to_string()))?,
-            ))
+        .map(|(name, Raw { dtype, shape, bytes })| {
+            let view = TensorView::new(*dtype, shape.clone(), bytes).map_err(|e| damaged(e.to_string()))?;
+            Ok((name.as_str(), view))
         })
         .collect::<Result<Vec<_>>>()?;
     let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);

@@ -146,6 +146,11 @@ impl Rope {
         }
     }
 
+    /// Cosines and sines, a row of `rotated` / 2 for each position.
+    pub fn tables(&self) -> (&[f32], &[f32]) {
+        (&self.cos, &self.sin)
+    }
+
     /// The angles from position `first` on, which the table must hold.
     pub(super) fn kernel(&self, first: usize) -> kernel::Rope<'_> {
         let past = (first * self.half).min(self.cos.len());

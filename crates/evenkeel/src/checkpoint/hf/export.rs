@@ -12,6 +12,7 @@ use crate::model::config::{Beta, Nonlinearity, Norm, Positions, Projection, Read
 use crate::model::{ModelConfig, Transformer};
 use crate::ops::Activation;
 use crate::slices::{slice, tensor};
+use candle_core::Tensor;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -73,6 +74,46 @@ fn llama_biases(c: &ModelConfig) -> Vec<Projection> {
     groups.into_iter().filter(|g| g.iter().any(|&p| c.has_bias(p))).flatten().copied().collect()
 }
 
+/// A model as a stock class has it.
+pub(crate) struct StockModel {
+    /// The class.
+    pub(crate) target: Target,
+    /// config.json.
+    pub(crate) config: Value,
+    /// The class's tensors by name.
+    pub(crate) tensors: BTreeMap<String, Tensor>,
+    map: Map,
+}
+
+impl StockModel {
+    /// Where the parameter is among the tensors, if it is there as such.
+    pub(crate) fn stored_name(&self, parameter: &str) -> Option<String> {
+        self.map.stored_name(parameter).filter(|name| self.tensors.contains_key(name))
+    }
+}
+
+/// The model as the first of these classes that computes it, or why none of them does.
+///
+/// # Errors
+/// If a tensor cannot be read.
+pub(crate) fn as_stock<'a>(
+    config: &ModelConfig,
+    parameters: impl Iterator<Item = (&'a str, &'a Tensor)>,
+    targets: &[Target],
+) -> Result<std::result::Result<StockModel, String>> {
+    let plain = Plain::of(config, parameters)?;
+    let mut reasons = Vec::new();
+    // The class that a model came from before others that compute the same.
+    let own = STOCK.iter().filter(|s| s.target.name() == config.preset);
+    let stock = own
+        .chain(&STOCK)
+        .filter(|s| targets.contains(&s.target))
+        .find(|s| (s.expresses)(&plain.config).inspect_err(|why| reasons.push(why.clone())).is_ok());
+    let Some(stock) = stock else { return Ok(Err(reasons.join("; "))) };
+    let biases = (stock.biases)(&plain.config);
+    Ok(Ok(plain.completed(biases).stored(stock)?))
+}
+
 /// Writes `model` into the existing folder `dir`, and returns what it was written as.
 ///
 /// # Errors
@@ -82,25 +123,17 @@ pub fn export(dir: &Path, model: &Transformer, tokenizer: Option<&Path>, target:
     let written = match target {
         Target::Evenkeel => None,
         _ => {
-            let mut reasons = Vec::new();
-            let plain = Plain::of(model)?;
-            // The class that a model came from before others that compute the same.
-            let own = STOCK.iter().filter(|s| s.target.name() == model.config().preset);
-            let stock = own
-                .chain(&STOCK)
-                .filter(|s| target == Target::Auto || s.target == target)
-                .find(|s| (s.expresses)(&plain.config).inspect_err(|why| reasons.push(why.clone())).is_ok());
-            match (stock, target) {
-                (Some(stock), _) => {
-                    let biases = (stock.biases)(&plain.config);
-                    plain.completed(biases).write(dir, stock)?;
+            let every = [Target::Gpt2, Target::Opt, Target::Llama];
+            let targets = if target == Target::Auto { &every[..] } else { &[target] };
+            let parameters = model.parameters().iter().map(|p| (p.name.as_str(), &p.tensor));
+            match as_stock(model.config(), parameters, targets)? {
+                Ok(stock) => {
+                    write_tensors(&dir.join("model.safetensors"), &stock.tensors)?;
+                    files::write_json(&dir.join("config.json"), &stock.config)?;
                     Some(stock.target)
                 }
-                (None, Target::Auto) => None,
-                (None, _) => {
-                    let why = reasons.join("; ");
-                    return Err(CheckpointError::NotExpressible { target: target.name(), why });
-                }
+                Err(_) if target == Target::Auto => None,
+                Err(why) => return Err(CheckpointError::NotExpressible { target: target.name(), why }),
             }
         }
     };
@@ -114,17 +147,31 @@ pub fn export(dir: &Path, model: &Transformer, tokenizer: Option<&Path>, target:
         files::write(&dir.join("modeling_evenkeel.py"), MODELING.as_bytes())?;
     }
     if let Some(tokenizer) = tokenizer {
+        write_tokenizer(dir, tokenizer)?;
+    }
+    Ok(written.unwrap_or(Target::Evenkeel))
+}
+
+/// Puts the tokenizer of the folder `from`, if it has one, into the folder `to`, and its separator into a config.json there.
+///
+/// # Errors
+/// If the disk refuses.
+pub fn copy_tokenizer(from: &Path, to: &Path) -> Result<()> {
+    let tokenizer = from.join("tokenizer.json");
+    if tokenizer.is_file() { write_tokenizer(to, &tokenizer) } else { Ok(()) }
+}
+
+fn write_tokenizer(dir: &Path, tokenizer: &Path) -> Result<()> {
+    let path = dir.join("config.json");
+    if path.is_file() {
         let separator = Tokenizer::load(tokenizer).ok().and_then(|t| t.separator());
-        let path = dir.join("config.json");
         let mut config: Value = files::read_json(&path)?;
         config["eos_token_id"] = json!(separator);
         files::write_json(&path, &config)?;
-        files::write(&dir.join("tokenizer.json"), &files::read(tokenizer)?)?;
-        let class =
-            json!({"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": false});
-        files::write_json(&dir.join("tokenizer_config.json"), &class)?;
     }
-    Ok(written.unwrap_or(Target::Evenkeel))
+    files::write(&dir.join("tokenizer.json"), &files::read(tokenizer)?)?;
+    let class = json!({"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": false});
+    files::write_json(&dir.join("tokenizer_config.json"), &class)
 }
 
 /// What transformers looks for in the configuration of a model with its own file.
@@ -150,12 +197,12 @@ struct Plain {
 }
 
 impl Plain {
-    fn of(model: &Transformer) -> Result<Self> {
+    fn of<'a>(config: &ModelConfig, parameters: impl Iterator<Item = (&'a str, &'a Tensor)>) -> Result<Self> {
         let mut tensors = BTreeMap::new();
-        for p in model.parameters() {
-            tensors.insert(p.name.clone(), (p.tensor.dims().to_vec(), slice(&p.tensor)?.to_vec()));
+        for (name, tensor) in parameters {
+            tensors.insert(name.to_string(), (tensor.dims().to_vec(), slice(tensor)?.to_vec()));
         }
-        let mut plain = Self { config: model.config().clone(), tensors };
+        let mut plain = Self { config: config.clone(), tensors };
         plain.merge_embedding();
         for layer in 0..plain.config.depth {
             plain.merge_identity(layer);
@@ -318,7 +365,7 @@ impl Plain {
         self
     }
 
-    fn write(self, dir: &Path, stock: &Stock) -> Result<()> {
+    fn stored(self, stock: &Stock) -> Result<StockModel> {
         let refuse = |why: String| CheckpointError::NotExpressible { target: stock.target.name(), why };
         let (mut config, map) = (stock.export)(&self.config).map_err(refuse)?;
         let mut stored: BTreeMap<String, Stored> = BTreeMap::new();
@@ -329,7 +376,6 @@ impl Plain {
             .into_iter()
             .map(|(name, Stored { shape, data })| Ok((name, tensor(data, shape)?)))
             .collect();
-        write_tensors(&dir.join("model.safetensors"), &tensors?)?;
         // As versions 5 and 4 of transformers say it.
         config["dtype"] = json!("float32");
         config["torch_dtype"] = json!("float32");
@@ -337,7 +383,7 @@ impl Plain {
         for key in ["bos_token_id", "eos_token_id", "pad_token_id"] {
             config[key] = Value::Null;
         }
-        files::write_json(&dir.join("config.json"), &config)
+        Ok(StockModel { target: stock.target, config, tensors: tensors?, map })
     }
 }
 

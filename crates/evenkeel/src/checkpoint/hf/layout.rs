@@ -276,6 +276,12 @@ impl Map {
         })
     }
 
+    /// The name under which today's files have the parameter.
+    pub(super) fn stored_name(&self, parameter: &str) -> Option<String> {
+        let (entry, layer) = self.entry(parameter)?;
+        self.names(entry.theirs, layer).into_iter().next()
+    }
+
     /// Puts a parameter where today's files have it.
     pub(in crate::checkpoint) fn write(
         &self,
@@ -284,8 +290,8 @@ impl Map {
         data: &[f32],
         out: &mut BTreeMap<String, Stored>,
     ) -> Result<(), String> {
-        let (entry, layer) = self.entry(parameter).ok_or_else(|| parameter.to_string())?;
-        let name = self.names(entry.theirs, layer).into_iter().next().ok_or_else(|| parameter.to_string())?;
+        let (entry, _) = self.entry(parameter).ok_or_else(|| parameter.to_string())?;
+        let name = self.stored_name(parameter).ok_or_else(|| parameter.to_string())?;
         match entry.layout.write(data, shape, out.entry(name).or_default()) {
             true => Ok(()),
             false => Err(format!("{parameter} has a layout that is only read")),

@@ -16,7 +16,8 @@ mod llama;
 mod opt;
 mod vit;
 
-pub use export::{Target, export};
+pub(crate) use export::as_stock;
+pub use export::{Target, copy_tokenizer, export};
 pub(super) use layout::{Found, Layout, Map};
 
 use super::weights::shown;
