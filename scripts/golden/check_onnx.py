@@ -10,9 +10,10 @@ optimisations, and compares.
 `folders` exports Hugging Face folders that hold `expected.safetensors` with `ids` and `logits`. What the format
 cannot hold is refused, and listed as that.
 
-Deviations are relative to the largest logit. Of a float model they stay below 1e-5. Of a quantised one, where a sum that
-ends in another order falls on the other side of a rounding, a whole step follows: there a tolerance of a few steps of
-the largest grid fits. Writes nothing that stays; exits with 1 above the tolerance.
+Deviations are relative to the largest logit. Of a float model they stay below 1e-5. Of a quantised one they do too until a
+sum that ends in another order falls on the other side of a rounding: a whole step of a grid follows there, and moves
+every later token of the sequence, by 1e-2 in tiny models. Two quantisers in a row, as after attention without a skip, are
+made one by the optimisations, which moves as much. Writes nothing that stays; exits with 1 above the tolerance.
 """
 
 import argparse
@@ -39,6 +40,8 @@ def logits(path, ids, level):
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = LEVELS[level]
     options.intra_op_num_threads = 1
+    # Where a matrix of integers meets activations in float, as after an attention gate, the default is to round these too.
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     return session.run(["logits"], {"input_ids": ids})[0]
 
@@ -61,12 +64,12 @@ def say(name, found):
 
 def check_file(args):
     ids = json.loads(args.ids.read_text())
-    return say(args.model.name, deviations(args.model, ids, load_file(args.dump)["logits"]))
+    return [say(args.model.name, deviations(args.model, ids, load_file(args.dump)["logits"]))]
 
 
 def check_presets(args):
     binary = str(args.binary.resolve())
-    worst = 0.0
+    found = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         (folder / "ids.json").write_text(json.dumps(IDS))
@@ -82,13 +85,13 @@ def check_presets(args):
             run(binary, folder, "inspect", name, "--ids", "ids.json", "--dump", dump, "--json")
             run(binary, folder, "export", name, "--to", "onnx", "--out", f"{name}-onnx")
             expected = load_file(folder / dump)["logits"]
-            worst = max(worst, say(name, deviations(folder / f"{name}-onnx" / "model.onnx", IDS, expected)))
-    return worst
+            found.append(say(name, deviations(folder / f"{name}-onnx" / "model.onnx", IDS, expected)))
+    return found
 
 
 def check_folders(args):
     binary = str(args.binary.resolve())
-    worst = 0.0
+    found = []
     with tempfile.TemporaryDirectory() as temporary:
         for model in args.folders:
             out = Path(temporary) / model.name
@@ -98,11 +101,8 @@ def check_folders(args):
                 print(f"{model.name:32} refused: {done.stderr.strip().splitlines()[0]}")
                 continue
             expected = load_file(model / "expected.safetensors")
-            worst = max(
-                worst,
-                say(model.name, deviations(out / "model.onnx", expected["ids"], expected["logits"])),
-            )
-    return worst
+            found.append(say(model.name, deviations(out / "model.onnx", expected["ids"], expected["logits"])))
+    return found
 
 
 def main():
@@ -123,7 +123,10 @@ def main():
     folders.add_argument("folders", type=Path, nargs="+")
     folders.set_defaults(check=check_folders)
     args = parser.parse_args()
-    worst = args.check(args)
+    found = args.check(args)
+    if not found:
+        raise SystemExit("nothing was compared")
+    worst = max(found)
     print(f"largest deviation {worst:.1e}")
     sys.exit(bool(worst > args.tolerance))
 

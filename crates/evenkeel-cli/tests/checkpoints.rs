@@ -209,6 +209,16 @@ fn a_run_is_exported_and_read_back() {
     assert!(sandbox.read("hf/modeling_evenkeel.py").contains("EvenkeelForCausalLM"));
     assert!(sandbox.read("hf/config.json").contains("modeling_evenkeel.EvenkeelForCausalLM"));
     sandbox.ok(&["eval", "hf", "--text", "x.txt"]);
+    let said = sandbox.ok(&["export", "run", "--out", "hf", "--to", "onnx", "--force"]);
+    assert!(
+        said.contains("as onnx") && said.contains("onnxruntime.InferenceSession(\"hf/model.onnx\")"),
+        "{said}"
+    );
+    let held = std::fs::read_dir(sandbox.path("hf")).unwrap().map(|e| e.unwrap().file_name());
+    let mut held: Vec<String> = held.map(|name| name.to_string_lossy().into_owned()).collect();
+    held.sort();
+    assert_eq!(held, ["model.onnx", "tokenizer.json", "tokenizer_config.json"]);
+    sandbox.ok(&["export", "run", "--out", "hf", "--to", "evenkeel", "--force"]);
     let said = sandbox.refused(&["export", "run", "--out", "data", "--force"]);
     assert!(said.contains("which this command never writes"), "{said}");
     for out in ["run", "run/checkpoints/step-000050", "hf"] {

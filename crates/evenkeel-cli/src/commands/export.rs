@@ -55,7 +55,7 @@ fn write(model: &Transformer, from: &Path, to: &Path, format: Format) -> Result<
         Format::Llama => Target::Llama,
         Format::Evenkeel => Target::Evenkeel,
         Format::Onnx => {
-            onnx::write(&Quantised::float(model), from, to).map_err(evenkeel::Error::from)?;
+            onnx::write(&Quantised::float(model), from, to)?;
             let loader =
                 |out: &Path| format!("onnxruntime.InferenceSession(\"{}\")", out.join(onnx::FILE).display());
             return Ok(Written { name: "onnx", loader });

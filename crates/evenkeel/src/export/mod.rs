@@ -3,6 +3,7 @@
 //! Both take a [`Quantised`]: the float parameters with the integer grids of those that are stored as integers and of the
 //! activations. Without grids it is a float model. What a format cannot express is refused before anything is written.
 
+pub mod compressed;
 pub mod onnx;
 
 use crate::checkpoint::CheckpointError;
@@ -82,10 +83,16 @@ pub enum ExportError {
     Model(#[from] ModelError),
     /// Files that cannot be read or written.
     #[error(transparent)]
-    Checkpoint(#[from] CheckpointError),
+    Checkpoint(Box<CheckpointError>),
     /// A tensor that cannot be read.
     #[error("tensor operation failed: {0}")]
     Tensor(#[from] candle_core::Error),
+}
+
+impl From<CheckpointError> for ExportError {
+    fn from(e: CheckpointError) -> Self {
+        Self::Checkpoint(Box::new(e))
+    }
 }
 
 impl Hint for ExportError {

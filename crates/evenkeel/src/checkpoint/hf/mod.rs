@@ -16,7 +16,7 @@ mod llama;
 mod opt;
 mod vit;
 
-pub(crate) use export::as_stock;
+pub(crate) use export::{StockModel, as_stock};
 pub use export::{Target, copy_tokenizer, export};
 pub(super) use layout::{Found, Layout, Map};
 

@@ -2,6 +2,7 @@
 //! matrix products broadcast: (b, k, g, t, c) with b sequences, k key heads, g query heads for each, t tokens, c channels.
 
 use super::graph::{Attribute, Edge};
+use super::layers::FLOAT;
 use super::model::Writer;
 use crate::export::Result;
 use crate::model::config::{AttentionMatrix, Gate, Positions, QkNorm};
@@ -181,11 +182,10 @@ impl Writer<'_> {
     fn shaped(&mut self, layer: usize, context: &Edge, v: &Edge) -> Result<Edge> {
         let c = self.model.config;
         let (heads, kv_heads, d_head) = (c.heads as i64, c.kv_heads() as i64, c.d_head() as i64);
-        let axis = self.graph.int(1);
-        let sums = self.graph.node("CumSum", &[v, &axis]);
         let one = self.graph.int(1);
+        let sums = self.graph.node("CumSum", &[v, &one]);
         let counts = self.graph.node("Add", &[&self.positions, &one]);
-        let counts = self.graph.node_with("Cast", &[&counts], &[("to", Attribute::Int(1))]);
+        let counts = self.graph.node_with("Cast", &[&counts], &[("to", Attribute::Int(FLOAT))]);
         let counts = self.unsqueeze(&counts, 1);
         let means = self.graph.node("Div", &[&sums, &counts]);
         let mut term = |x: &Edge, heads_of: i64, part: &str| -> Result<Edge> {

@@ -15,6 +15,14 @@ pub(super) enum Gain {
     Learned(String),
 }
 
+/// What Cast calls float32.
+pub(super) const FLOAT: i64 = 1;
+
+/// Of the steps and zero points of a parameter's grid.
+fn grid_shape(grid: &WeightGrid) -> Vec<usize> {
+    if grid.scales.len() == 1 { vec![] } else { vec![grid.scales.len()] }
+}
+
 impl Writer<'_> {
     /// `x` through the quantiser of `site`, if it has one.
     pub(super) fn visit(&mut self, site: Site, x: Edge) -> Edge {
@@ -28,13 +36,20 @@ impl Writer<'_> {
         self.graph.node("DequantizeLinear", &[&q, &scale, &zero])
     }
 
-    /// Steps and zero points of a parameter's grid: scalars, or vectors with an entry for each row.
-    fn grid(&mut self, name: &str, grid: &WeightGrid) -> (Edge, Edge) {
+    /// The steps of a parameter's grid: a scalar, or a vector with an entry for each row.
+    fn steps(&mut self, name: &str, grid: &WeightGrid) -> Edge {
+        self.graph.floats(format!("{name}.scale"), grid_shape(grid), &grid.scales)
+    }
+
+    /// `x`, integers of a parameter's grid, as floats. `axis` is where the grid's rows lie in it.
+    fn dequantised(&mut self, name: &str, grid: &WeightGrid, x: &Edge, axis: i64) -> Edge {
         let kind = if grid.is_unsigned() { Kind::U8 } else { Kind::I8 };
-        let shape = if grid.scales.len() == 1 { vec![] } else { vec![grid.scales.len()] };
-        let scale = self.graph.floats(format!("{name}.scale"), shape.clone(), &grid.scales);
-        let zero = self.graph.bytes(format!("{name}.zero_point"), kind, shape, 0);
-        (scale, zero)
+        let scale = self.steps(name, grid);
+        let zero = self.graph.bytes(format!("{name}.zero_point"), kind, grid_shape(grid), 0);
+        let axis = [("axis", Attribute::Int(axis))];
+        // A single step has no axis.
+        let axis = if grid.scales.len() == 1 { &[][..] } else { &axis };
+        self.graph.node_with("DequantizeLinear", &[x, &scale, &zero], axis)
     }
 
     /// A parameter as floats, with rows and columns exchanged if that is asked for.
@@ -42,11 +57,10 @@ impl Writer<'_> {
         let tensor = self.model.parameter(name)?;
         let grid = self.model.weights.get(name);
         let stored = self.graph.parameter(name, tensor, grid, transposed);
-        let Some(grid) = grid else { return Ok(stored) };
-        let (scale, zero) = self.grid(name, grid);
-        // Where outputs lie.
-        let axis = [("axis", Attribute::Int(i64::from(transposed)))];
-        Ok(self.graph.node_with("DequantizeLinear", &[&stored, &scale, &zero], &axis))
+        Ok(match grid {
+            Some(grid) => self.dequantised(name, grid, &stored, i64::from(transposed)),
+            None => stored,
+        })
     }
 
     /// A parameter of any shape.
@@ -67,15 +81,14 @@ impl Writer<'_> {
         // Integers are picked first: making floats of the whole table at each run would cost more than the model.
         let picked = self.graph.node("Gather", &[&stored, rows]);
         let Some(grid) = grid else { return Ok(picked) };
-        let (scale, zero) = self.grid(table, grid);
         if grid.scales.len() == 1 {
-            return Ok(self.graph.node("DequantizeLinear", &[&picked, &scale, &zero]));
+            return Ok(self.dequantised(table, grid, &picked, 0));
         }
-        let scale = self.graph.node("Gather", &[&scale, rows]);
-        let last = self.graph.ints(&[-1]);
-        let scale = self.graph.node("Unsqueeze", &[&scale, &last]);
-        let picked = self.graph.node_with("Cast", &[&picked], &[("to", Attribute::Int(1))]);
-        Ok(self.graph.node("Mul", &[&picked, &scale]))
+        let steps = self.steps(table, grid);
+        let steps = self.graph.node("Gather", &[&steps, rows]);
+        let steps = self.unsqueeze(&steps, -1);
+        let picked = self.graph.node_with("Cast", &[&picked], &[("to", Attribute::Int(FLOAT))]);
+        Ok(self.graph.node("Mul", &[&picked, &steps]))
     }
 
     /// x Wᵀ + b, around the identity if the projection has that part.

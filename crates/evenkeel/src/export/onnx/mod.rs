@@ -2,7 +2,8 @@
 //!
 //! Integers appear as the standard pair of operators: QuantizeLinear and DequantizeLinear around every activation that has a
 //! grid, and DequantizeLinear behind every parameter that has one. Any runtime computes that in floats; those that have
-//! integer kernels replace a matrix between such pairs by one.
+//! integer kernels replace a matrix between such pairs by one. onnxruntime does; where a matrix has a grid and what it reads
+//! has none, it rounds that too unless `session.qdq_matmulnbits_accuracy_level` is "1".
 
 mod attention;
 mod graph;
@@ -35,17 +36,23 @@ const LARGEST: u64 = i32::MAX as u64;
 /// do not fit; or the disk refuses.
 pub fn write(model: &Quantised, from: &Path, out: &Path) -> Result<()> {
     let graph = graph(model)?;
-    let file = File::new(&graph);
-    if file.size > LARGEST {
-        let why = format!("it takes {:.1} GB, and a file of this format holds 2 GB", file.size as f64 / 1e9);
-        return Err(refused(why, "quantise it, or export a smaller model"));
-    }
+    let file = file(&graph)?;
     let path = out.join(FILE);
     let io = |source| CheckpointError::Io { path: path.clone(), source };
     let mut target = AtomicFile::create(&path).map_err(io)?;
     file.write(&graph, |bytes| Ok(target.write(bytes).map_err(io)?))?;
     target.persist().map_err(io)?;
     Ok(hf::copy_tokenizer(from, out)?)
+}
+
+/// The file of a graph, if readers take one as large.
+fn file(graph: &Graph) -> Result<File> {
+    let file = File::new(graph);
+    if file.size > LARGEST {
+        let why = format!("it takes {:.1} GB, and a file of this format holds 2 GB", file.size as f64 / 1e9);
+        return Err(refused(why, "quantise it, or export a smaller model"));
+    }
+    Ok(file)
 }
 
 /// The graph of a model that has been checked.

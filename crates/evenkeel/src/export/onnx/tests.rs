@@ -60,7 +60,7 @@ fn quantised(model: &Transformer) -> Quantised<'_> {
 
 fn bytes(model: &Quantised) -> Vec<u8> {
     let graph = graph(model).unwrap();
-    let file = File::new(&graph);
+    let file = file(&graph).unwrap();
     let mut bytes = Vec::new();
     file.write(&graph, |piece| {
         bytes.extend(piece);
@@ -309,6 +309,11 @@ fn what_does_not_fit_is_refused_before_anything_is_written() {
     let model = Transformer::new(rope, 1).unwrap();
     let error = write(&Quantised::float(&model), dir.path(), dir.path()).unwrap_err().to_string();
     assert!(error.contains("angles depend on the length"), "{error}");
+    // Four gigabytes by its shape; its numbers are not asked for.
+    let mut large = Graph::default();
+    large.floats("large".into(), vec![1 << 30], &[]);
+    let error = file(&large).err().map(|e| e.to_string()).unwrap_or_default();
+    assert!(error.contains("takes 4.3 GB"), "{error}");
     let both = ModelConfig { causal: false, ..tiny("op") };
     let model = Transformer::new(both, 1).unwrap();
     let error = write(&Quantised::float(&model), dir.path(), dir.path()).unwrap_err().to_string();
