@@ -6,20 +6,20 @@
 
 use super::super::QuantError;
 use super::super::grid::{Cell, Quantiser};
+use super::super::places::sites;
 use super::super::rounding::Layout;
 use super::super::scheme::HeadFormat;
 use super::super::simulation::Simulation;
 use super::super::spec::Spec;
 use super::super::tap::QuantTap;
 use super::super::weights::WeightRounding;
-use super::grids::{ActivationGrid, input_grid, is_token};
+use super::grids::{ActivationGrid, input_grid};
+use super::stored::Stored;
 use super::{Description, IntegerModel};
 use crate::checkpoint::{CheckpointError, files};
 use crate::error::Result;
 use crate::model::config::ModelConfig;
-use crate::model::{
-    Bf16Matrix, InputGrid, IntBias, IntMatrix, ModelError, Reader, StoredMatrix, Transformer,
-};
+use crate::model::{InputGrid, Reader, StoredMatrix, Transformer};
 use crate::slices::{slice, tensor};
 use crate::tap::Site;
 use candle_core::Tensor;
@@ -131,15 +131,15 @@ pub fn write(simulation: &Simulation, tokenizer: Option<&Path>, dir: &Path) -> R
     Ok(())
 }
 
-fn activation(site: Site) -> String {
+pub(super) fn activation(site: Site) -> String {
     format!("activation.{site}")
 }
 
-fn scale_of(name: &str) -> String {
+pub(super) fn scale_of(name: &str) -> String {
     format!("{name}.scale")
 }
 
-fn zero_of(name: &str) -> String {
+pub(super) fn zero_of(name: &str) -> String {
     format!("{name}.zero_point")
 }
 
@@ -200,130 +200,56 @@ fn integer_bias(
     values.iter().enumerate().map(bias).collect()
 }
 
-/// The mapped file and the tensors in it.
-struct Stored<'a> {
-    path: PathBuf,
-    tensors: SafeTensors<'a>,
-}
-
-impl Stored<'_> {
-    fn damaged(&self, problem: String) -> CheckpointError {
-        CheckpointError::Damaged { path: self.path.clone(), problem }
-    }
-
-    fn get(&self, name: &str, dtypes: &[Dtype]) -> std::result::Result<TensorView<'_>, CheckpointError> {
-        let view =
-            self.tensors.tensor(name).map_err(|_| self.damaged(format!("it holds no tensor {name}")))?;
-        match dtypes.contains(&view.dtype()) {
-            true => Ok(view),
-            false => Err(self.damaged(format!("{name} is {:?}, not one of {dtypes:?}", view.dtype()))),
-        }
-    }
-
-    fn has(&self, name: &str) -> bool {
-        self.tensors.tensor(name).is_ok()
-    }
-
-    fn floats(&self, name: &str) -> std::result::Result<Vec<f32>, CheckpointError> {
-        let view = self.get(name, &[Dtype::F32])?;
-        Ok(words(view.data(), f32::from_le_bytes))
-    }
-
-    /// Steps of a quantised tensor, all positive.
-    fn scales(&self, name: &str) -> std::result::Result<Vec<f32>, CheckpointError> {
-        let scales = self.floats(&scale_of(name))?;
-        match !scales.is_empty() && scales.iter().all(|s| *s > 0.0 && s.is_finite()) {
-            true => Ok(scales),
-            false => Err(self.damaged(format!("{} holds a scale that is not positive", scale_of(name)))),
-        }
-    }
-
-    fn is_quantised(&self, name: &str) -> bool {
-        self.has(&scale_of(name))
-    }
-
-    /// The grid at a site whose quantiser is `spec`.
-    fn grid(&self, site: Site, spec: Spec) -> std::result::Result<ActivationGrid, CheckpointError> {
-        if is_token(spec) {
-            return Ok(ActivationGrid::Token);
-        }
-        let name = activation(site);
-        let scale = self.scales(&name)?;
-        let zero = self.get(&zero_of(&name), &[Dtype::U8])?;
-        match (&scale[..], zero.data()) {
-            (&[scale], &[zero]) => Ok(ActivationGrid::Static(Quantiser {
-                bits: 8,
-                scale: f64::from(scale),
-                zero_point: i32::from(zero),
-                low: 0,
-                high: 255,
-            })),
-            _ => Err(self.damaged(format!("{name} has more than one grid"))),
-        }
-    }
-
-    /// A matrix as it multiplies.
-    fn matrix(
-        &self,
-        config: &ModelConfig,
-        grids: &BTreeMap<Site, ActivationGrid>,
-        name: &str,
-    ) -> std::result::Result<StoredMatrix, CheckpointError> {
-        let view = self.get(name, &[Dtype::I8, Dtype::U8, Dtype::BF16])?;
-        let &[outputs, inner] = view.shape() else {
-            return Err(self.damaged(format!("{name} has shape {:?}, which is no matrix", view.shape())));
-        };
-        let fits = |problem: String| self.damaged(format!("{name}: {problem}"));
-        if view.dtype() == Dtype::BF16 {
-            let values = words(view.data(), u16::from_le_bytes);
-            return Bf16Matrix::new(values, [outputs, inner]).map(StoredMatrix::Bf16).map_err(fits);
-        }
-        let unsigned = view.dtype() == Dtype::U8;
-        // Signed bytes multiply: 0..=255 is moved to -128..=127, and 0 with it.
-        let shift = |b: &u8| if unsigned { b.wrapping_sub(128) as i8 } else { *b as i8 };
-        let integers: Vec<i8> = view.data().iter().map(shift).collect();
-        let bias_name = name.strip_suffix(".weight").map(|stem| format!("{stem}.bias")).unwrap_or_default();
-        let bias = match self.tensors.tensor(&bias_name) {
-            Err(_) => IntBias::None,
-            Ok(bias) if bias.dtype() == Dtype::I32 => IntBias::Int(words(bias.data(), i32::from_le_bytes)),
-            Ok(_) => IntBias::Float(self.floats(&bias_name)?),
-        };
-        let zero_point = if unsigned { -128 } else { 0 };
-        let input = input_grid(config, grids, name);
-        IntMatrix::new(&integers, [outputs, inner], self.scales(name)?, zero_point, input, bias)
-            .map(StoredMatrix::Int8)
-            .map_err(fits)
-    }
-
-    /// A parameter that is no matrix, in float32.
-    fn parameter(&self, name: &str, shape: &[usize]) -> std::result::Result<Tensor, ModelError> {
-        let unreadable = |problem: String| ModelError::Unreadable { name: name.to_string(), problem };
-        let view =
-            self.get(name, &[Dtype::F32, Dtype::I8, Dtype::U8]).map_err(|e| unreadable(e.to_string()))?;
-        if view.shape() != shape {
-            return Err(unreadable(format!("it has shape {:?}, not {shape:?}", view.shape())));
-        }
-        let values: Vec<f32> = match (view.dtype(), self.is_quantised(name)) {
-            (Dtype::F32, _) => words(view.data(), f32::from_le_bytes),
-            (_, false) => return Err(unreadable("it has no scale".into())),
-            (dtype, true) => {
-                let scale = self.scales(name).map_err(|e| unreadable(e.to_string()))?[0];
-                let value = |b: &u8| if dtype == Dtype::U8 { f32::from(*b) } else { f32::from(*b as i8) };
-                view.data().iter().map(|b| scale * value(b)).collect()
-            }
-        };
-        Ok(tensor(values, shape)?)
-    }
-}
-
-fn words<T, const N: usize>(bytes: &[u8], of: fn([u8; N]) -> T) -> Vec<T> {
-    bytes.as_chunks::<N>().0.iter().map(|chunk| of(*chunk)).collect()
-}
-
 /// Whether a folder holds an integer model.
 pub fn is_integer(dir: &Path) -> bool {
     let config = files::read_json::<serde_json::Value>(&dir.join(CONFIG));
     config.is_ok_and(|config| config.get("model_type").is_some_and(|t| t == MODEL_TYPE))
+}
+
+/// A folder that is open.
+struct Folder {
+    dir: PathBuf,
+    file: ConfigFile,
+    path: PathBuf,
+    mapped: MappedFile,
+}
+
+impl Folder {
+    fn open(dir: &Path) -> std::result::Result<Self, CheckpointError> {
+        let file: ConfigFile = files::read_json(&dir.join(CONFIG))?;
+        let path = dir.join(WEIGHTS);
+        let io = |source| CheckpointError::Io { path: path.clone(), source };
+        let mapped = MappedFile::new(&File::open(&path).map_err(io)?).map_err(io)?;
+        Ok(Self { dir: dir.to_path_buf(), file, path, mapped })
+    }
+
+    fn stored(&self) -> std::result::Result<Stored<'_>, CheckpointError> {
+        let tensors = SafeTensors::deserialize(self.mapped.as_ref())
+            .map_err(|e| CheckpointError::Damaged { path: self.path.clone(), problem: e.to_string() })?;
+        Ok(Stored { path: self.path.clone(), tensors })
+    }
+
+    fn shapes(&self) -> std::result::Result<Vec<(String, Vec<usize>)>, CheckpointError> {
+        let fit = |source| CheckpointError::Model { path: self.dir.clone(), source };
+        Transformer::shapes(self.file.model.clone()).map_err(fit)
+    }
+
+    /// Quantiser and grid of each quantised site.
+    fn sites(
+        &self,
+        stored: &Stored,
+    ) -> std::result::Result<BTreeMap<Site, (Spec, ActivationGrid)>, CheckpointError> {
+        let known: BTreeMap<String, Site> =
+            sites(&self.file.model).map(|site| (site.to_string(), site)).collect();
+        let damaged = |problem: String| CheckpointError::Damaged { path: self.dir.join(CONFIG), problem };
+        let mut found = BTreeMap::new();
+        for (name, words) in &self.file.quantization.activations {
+            let site = known.get(name).ok_or_else(|| damaged(format!("the model has no site {name}")))?;
+            let spec = Spec::ACTIVATION.with(words).map_err(|e| damaged(e.to_string()))?;
+            found.insert(*site, (spec, stored.grid(*site, spec)?));
+        }
+        Ok(found)
+    }
 }
 
 /// Reads a folder that [`write`] made.
@@ -331,38 +257,60 @@ pub fn is_integer(dir: &Path) -> bool {
 /// # Errors
 /// If it is not there, damaged, or its tensors do not fit its configuration.
 pub fn read(dir: &Path) -> std::result::Result<IntegerModel, CheckpointError> {
-    let config_path = dir.join(CONFIG);
-    let file: ConfigFile = files::read_json(&config_path)?;
-    let fit = |source: ModelError| CheckpointError::Model { path: dir.to_path_buf(), source };
-    let shapes = Transformer::shapes(file.model.clone()).map_err(fit)?;
-    let path = dir.join(WEIGHTS);
-    let io = |source| CheckpointError::Io { path: path.clone(), source };
-    let mapped = MappedFile::new(&File::open(&path).map_err(io)?).map_err(io)?;
-    let tensors = SafeTensors::deserialize(mapped.as_ref())
-        .map_err(|e| CheckpointError::Damaged { path: path.clone(), problem: e.to_string() })?;
-    let stored = Stored { path, tensors };
-
-    let known: BTreeMap<String, Site> =
-        super::super::places::sites(&file.model).map(|site| (site.to_string(), site)).collect();
-    let (mut grids, mut specs) = (BTreeMap::new(), BTreeMap::new());
-    for (name, words) in &file.quantization.activations {
-        let damaged = |problem: String| CheckpointError::Damaged { path: config_path.clone(), problem };
-        let site = known.get(name).ok_or_else(|| damaged(format!("the model has no site {name}")))?;
-        let spec = Spec::ACTIVATION.with(words).map_err(|e| damaged(e.to_string()))?;
-        grids.insert(*site, stored.grid(*site, spec)?);
-        specs.insert(*site, spec);
-    }
+    let folder = Folder::open(dir)?;
+    let shapes = folder.shapes()?;
+    let stored = folder.stored()?;
+    let sites = folder.sites(&stored)?;
+    let specs = sites.iter().map(|(&site, &(spec, _))| (site, spec)).collect();
+    let grids = sites.into_iter().map(|(site, (_, grid))| (site, grid)).collect();
+    let config = &folder.file.model;
     let mut matrices = BTreeMap::new();
     for (name, shape) in shapes {
-        let bf16 = stored.tensors.tensor(&name).is_ok_and(|view| view.dtype() == Dtype::BF16);
-        if shape.len() == 2 && (bf16 || stored.is_quantised(&name)) {
-            matrices.insert(name.clone(), stored.matrix(&file.model, &grids, &name)?);
+        if shape.len() == 2 && stored.is_matrix(&name) {
+            matrices.insert(name.clone(), stored.matrix(config, &grids, &name)?);
         }
     }
     let held: usize = matrices.values().map(StoredMatrix::bytes).sum();
     let reader: &Reader = &|name: &str, shape: &[usize]| stored.parameter(name, shape);
-    let model = Transformer::stored(file.model, &mut matrices, reader).map_err(fit)?;
+    let model = Transformer::stored(config.clone(), &mut matrices, reader)
+        .map_err(|source| CheckpointError::Model { path: dir.to_path_buf(), source })?;
     let bytes = held + model.parameters().iter().map(|p| 4 * p.tensor.elem_count()).sum::<usize>();
     let tap = QuantTap::fixed(&specs, &grids);
-    Ok(IntegerModel { model, tap, grids, description: file.quantization, bytes })
+    Ok(IntegerModel { model, tap, grids, description: folder.file.quantization, bytes })
+}
+
+/// A folder's model in float32, on its grids, for those who write it in another format.
+pub struct Dequantised {
+    /// What the model is.
+    pub config: ModelConfig,
+    /// Every parameter.
+    pub parameters: BTreeMap<String, Tensor>,
+    /// Steps of the quantised ones, one or one for each row, and whether their integers are 0..=255.
+    pub weights: BTreeMap<String, (Vec<f32>, bool)>,
+    /// Grids of the activations.
+    pub activations: BTreeMap<Site, ActivationGrid>,
+}
+
+/// Reads a folder that [`write`] made as floats.
+///
+/// # Errors
+/// As [`read`].
+pub fn dequantised(dir: &Path) -> std::result::Result<Dequantised, CheckpointError> {
+    let folder = Folder::open(dir)?;
+    let shapes = folder.shapes()?;
+    let stored = folder.stored()?;
+    let activations = folder.sites(&stored)?.into_iter().map(|(site, (_, grid))| (site, grid)).collect();
+    let (mut parameters, mut weights) = (BTreeMap::new(), BTreeMap::new());
+    for (name, shape) in shapes {
+        let fit = |source| CheckpointError::Model { path: dir.to_path_buf(), source };
+        let tensor = match stored.integer_bias(&folder.file.model, &activations, &name)? {
+            Some(bias) => tensor(bias, shape)?,
+            None => stored.parameter(&name, &shape).map_err(fit)?,
+        };
+        if let Some(steps) = stored.steps(&name)? {
+            weights.insert(name.clone(), steps);
+        }
+        parameters.insert(name, tensor);
+    }
+    Ok(Dequantised { config: folder.file.model, parameters, weights, activations })
 }

@@ -9,8 +9,9 @@
 
 mod folder;
 mod grids;
+mod stored;
 
-pub use folder::{MODEL_TYPE, is_integer, read, write};
+pub use folder::{Dequantised, MODEL_TYPE, dequantised, is_integer, read, write};
 pub use grids::ActivationGrid;
 
 use super::tap::QuantTap;
