@@ -407,8 +407,10 @@ pub(crate) enum Format {
     Llama,
     /// Our own names, with a modelling file that transformers loads with trust_remote_code=True
     Evenkeel,
-    /// A graph that onnxruntime runs
+    /// A graph that onnxruntime runs, of a float model or an int8 folder
     Onnx,
+    /// An int8 folder as transformers and vLLM load it, of the class OPT or Llama
+    CompressedTensors,
 }
 
 #[derive(Debug, ClapArgs)]

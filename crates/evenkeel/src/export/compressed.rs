@@ -188,7 +188,7 @@ impl Linear<'_> {
         let strategy = if self.grid?.scales.len() == 1 { "tensor" } else { "channel" };
         let input = self.input.map(|(_, grid)| match grid {
             ActivationGrid::Static { .. } => integers(false, "tensor", false),
-            ActivationGrid::DynamicToken => integers(true, "token", true),
+            ActivationGrid::DynamicToken => integers(false, "token", true),
         });
         Some(json!({"weights": integers(true, strategy, false), "input_activations": input}))
     }

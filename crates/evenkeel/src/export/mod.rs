@@ -9,6 +9,7 @@ pub mod onnx;
 use crate::checkpoint::CheckpointError;
 use crate::error::Hint;
 use crate::model::{ModelConfig, ModelError, Transformer};
+use crate::quant::int8::{self, Dequantised};
 use crate::slices::slice;
 use crate::tap::Site;
 use candle_core::Tensor;
@@ -53,7 +54,7 @@ pub enum ActivationGrid {
         /// The integer that stands for 0.
         zero_point: u8,
     },
-    /// A symmetric grid for each token, from the token's largest magnitude when it is run.
+    /// An asymmetric grid for each token, from the token's own range when it is run.
     DynamicToken,
 }
 
@@ -113,6 +114,36 @@ impl Hint for ExportError {
 pub type Result<T> = std::result::Result<T, ExportError>;
 
 impl<'a> Quantised<'a> {
+    /// An int8 folder's model.
+    pub fn integers(folder: &'a Dequantised) -> Self {
+        let weight = |(name, (scales, unsigned)): (&String, &(Vec<f32>, bool))| {
+            let (low, high) = if *unsigned { (0, 255) } else { (-128, 127) };
+            (name.clone(), WeightGrid { scales: scales.clone(), low, high, bits: 8 })
+        };
+        let activation = |(&site, grid): (&Site, &int8::ActivationGrid)| {
+            let grid = match grid {
+                int8::ActivationGrid::Static(q) => {
+                    ActivationGrid::Static { scale: q.scale as f32, zero_point: q.zero_point as u8 }
+                }
+                int8::ActivationGrid::Token => ActivationGrid::DynamicToken,
+            };
+            (site, grid)
+        };
+        let mut weights: BTreeMap<String, WeightGrid> = folder.weights.iter().map(weight).collect();
+        // A table that is the head too has one grid for both.
+        if folder.config.tie_head
+            && let Some(table) = weights.get(TOKEN_TABLE)
+        {
+            weights.insert(HEAD.into(), table.clone());
+        }
+        Self {
+            config: &folder.config,
+            parameters: folder.parameters.clone(),
+            weights,
+            activations: folder.activations.iter().map(activation).collect(),
+        }
+    }
+
     /// A float model: no grids.
     pub fn float(model: &'a Transformer) -> Self {
         let parameters = model.parameters().iter().map(|p| (p.name.clone(), p.tensor.clone())).collect();
