@@ -29,7 +29,7 @@ fn peak() {
     }
     positive(&report["copy"]["gbps"]);
     let known: Vec<&Value> = rows(&report, "multiply").iter().map(|m| &m["name"]).collect();
-    assert!(known.contains(&&report["bounding"]["f32"]) && known.contains(&&report["bounding"]["bf16"]));
+    assert!(["f32", "bf16", "int8"].iter().all(|factors| known.contains(&&report["bounding"][factors])));
 }
 
 #[test]
@@ -38,7 +38,11 @@ fn gemm() {
     let args = [&["bench", "gemm", "--rounds", "1", "--threads", "1"][..], &TINY].concat();
     let report = sandbox.json(&args);
     let products = rows(&report, "products");
-    assert_eq!(products.len(), 2 * 4 * 3, "two precisions, four layers, three products");
+    assert_eq!(
+        products.len(),
+        (2 * 3 + 1) * 4,
+        "three products in two precisions, one in int8, of four layers"
+    );
     for product in products {
         for key in ["seconds_median", "gflops", "roofline_gflops", "share"] {
             positive(&product[key]);

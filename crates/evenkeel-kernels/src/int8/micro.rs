@@ -10,9 +10,10 @@
 
 #[cfg(target_arch = "aarch64")]
 use super::neon;
+#[cfg(not(target_arch = "x86_64"))]
 use super::portable;
 #[cfg(target_arch = "x86_64")]
-use super::{amx, avx2, avx512};
+use super::{amx, avx2, avx512, sse2};
 use crate::isa::{self, Isa};
 
 /// Columns of a panel.
@@ -23,7 +24,7 @@ pub(super) const LINE: usize = 16;
 /// A way to multiply unsigned by signed bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Path {
-    /// Plain Rust.
+    /// The baseline of the target: SSE2 on x86-64, plain Rust elsewhere.
     Portable,
     /// NEON, by products of 16 bits.
     Neon,
@@ -126,6 +127,9 @@ impl Kernel {
             Path::Avx2 => plain(&avx2::RUNS),
             #[cfg(target_arch = "aarch64")]
             Path::Neon => plain(&neon::RUNS),
+            #[cfg(target_arch = "x86_64")]
+            _ => plain(&sse2::RUNS),
+            #[cfg(not(target_arch = "x86_64"))]
             _ => plain(&portable::RUNS),
         }
     }

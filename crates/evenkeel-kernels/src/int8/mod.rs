@@ -22,9 +22,12 @@ mod micro;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod pack;
+#[cfg(not(target_arch = "x86_64"))]
 mod portable;
 pub mod requantise;
 mod softmax;
+#[cfg(target_arch = "x86_64")]
+mod sse2;
 
 pub use micro::Path;
 
