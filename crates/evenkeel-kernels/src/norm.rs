@@ -58,7 +58,8 @@ pub fn forward(
 }
 
 multiversion! {
-    fn forward_row(
+    /// One row; returns its mean and 1/√(variance + ε).
+    pub(crate) fn forward_row(
         x: &[f32],
         gain: Option<&[f32]>,
         bias: Option<&[f32]>,

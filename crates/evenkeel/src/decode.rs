@@ -12,7 +12,9 @@ use crate::ops::RopeScaling;
 use crate::tap::{NoTap, Tap};
 use crate::tape::Tape;
 use candle_core::Tensor;
+pub(crate) use held::{Held, when_full};
 
+mod held;
 #[cfg(test)]
 mod tests;
 
@@ -20,9 +22,8 @@ mod tests;
 pub struct Decoder<'a> {
     model: &'a Transformer,
     tape: Tape,
-    sequences: usize,
-    /// What the cache holds, for the time when it is full.
-    ids: Vec<Vec<u32>>,
+    /// What the cache holds.
+    held: Held,
 }
 
 impl<'a> Decoder<'a> {
@@ -34,11 +35,9 @@ impl<'a> Decoder<'a> {
         if !model.config().predicts_next_token() {
             return Err(ModelError::NoNextToken);
         }
-        if sequences == 0 {
-            return Err(ModelError::Empty);
-        }
+        let held = Held::new(sequences)?;
         let tape = Tape::continuing(KvCache::new(model.config(), sequences, kind));
-        Ok(Self { model, tape, sequences, ids: vec![Vec::new(); sequences] })
+        Ok(Self { model, tape, held })
     }
 
     /// Runs any number of tokens of each sequence, (sequences, tokens), after those held; gives the logits of the last
@@ -55,7 +54,7 @@ impl<'a> Decoder<'a> {
     /// # Errors
     /// As [`Self::prefill`].
     pub fn decode(&mut self, ids: &[u32]) -> Result<Tensor, ModelError> {
-        if ids.len() != self.sequences {
+        if ids.len() != self.sequences() {
             return Err(ModelError::Empty);
         }
         self.run(&mut NoTap, ids)
@@ -67,48 +66,33 @@ impl<'a> Decoder<'a> {
     /// # Errors
     /// As there, and what the tap returns: then the decoder holds what it held before, or nothing if it was to begin anew.
     pub fn run(&mut self, tap: &mut dyn Tap, ids: &[u32]) -> Result<Tensor, ModelError> {
-        let new = ids.len() / self.sequences;
-        if new == 0 || !ids.len().is_multiple_of(self.sequences) {
-            return Err(ModelError::Empty);
-        }
-        let anew = self.beginning(new);
-        let count = anew.unwrap_or(new);
-        // The latest `count` tokens of each sequence.
-        let latest = |(held, new): (&Vec<u32>, &[u32])| -> Vec<u32> {
-            let skipped = held.len() + new.len() - count;
-            held.iter().chain(new).skip(skipped).copied().collect()
-        };
-        let input: Vec<u32> = self.ids.iter().zip(ids.chunks_exact(new)).flat_map(latest).collect();
-        self.model.check_input(&input, self.sequences)?;
-        if anew.is_some() {
+        let next = self.held.next(ids, |total, new| self.beginning(total, new))?;
+        self.model.check_input(&next.input, self.sequences())?;
+        if next.anew {
             self.reset();
         }
-        let logits = self.model.last_logits(&self.tape, tap, &input, self.sequences)?;
-        for (held, input) in self.ids.iter_mut().zip(input.chunks_exact(count)) {
-            held.extend(input);
-        }
+        let logits = self.model.last_logits(&self.tape, tap, &next.input, self.sequences())?;
+        self.held.add(&next);
         if let Some(mut cache) = self.tape.cache() {
-            cache.advance(count);
+            cache.advance(next.tokens);
         }
         Ok(logits.tensor().squeeze(1)?)
     }
 
-    /// How many of the latest tokens are a new beginning once there are `new` more; `None` if the cache can go on.
-    fn beginning(&self, new: usize) -> Option<usize> {
-        let (c, total) = (self.model.config(), self.len() + new);
+    /// How many of the latest tokens are a new beginning if there are to be `total`, of them `new` new ones; `None` if the
+    /// cache can go on.
+    fn beginning(&self, total: usize, new: usize) -> Option<usize> {
+        let c = self.model.config();
         let turns = match c.rope_scaling {
             RopeScaling::Dynamic { original, .. } => total as f64 > original,
             _ => false,
         };
-        match total > c.context {
-            true => Some(total.min(c.context).min(c.context / 2 + new)),
-            false => turns.then_some(total),
-        }
+        when_full(c.context, total, new).or_else(|| turns.then_some(total))
     }
 
     /// Forgets everything.
     pub fn reset(&mut self) {
-        self.ids.iter_mut().for_each(Vec::clear);
+        self.held.clear();
         if let Some(mut cache) = self.tape.cache() {
             cache.clear();
         }
@@ -121,8 +105,7 @@ impl<'a> Decoder<'a> {
         if let Some(mut cache) = self.tape.cache() {
             cache.repeat(times);
         }
-        self.sequences *= times;
-        self.ids = vec![self.ids.clone(); times].concat();
+        self.held.repeat(times);
         self
     }
 
@@ -138,7 +121,7 @@ impl<'a> Decoder<'a> {
 
     /// Number of sequences.
     pub fn sequences(&self) -> usize {
-        self.sequences
+        self.held.sequences()
     }
 
     /// Bytes of the keys and values that are held.

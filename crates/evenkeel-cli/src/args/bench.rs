@@ -31,6 +31,8 @@ pub(crate) enum BenchCommand {
     Telemetry(Telemetry),
     /// How a step's time and memory grow with width, depth, context and sequences
     Scale(Scale),
+    /// A forward pass in integers beside bfloat16 and float32, taking turns, and decoding
+    Int8(Int8),
 }
 
 /// What decides the shapes of the matrix products.
@@ -192,6 +194,41 @@ pub(crate) struct Scale {
     /// Write scale-time.svg and scale-memory.svg into this folder
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
+}
+
+/// Sizes default to those of GPT-2 small.
+#[derive(Debug, Args)]
+pub(crate) struct Int8 {
+    /// Blocks
+    #[arg(long, default_value_t = 12, value_name = "N")]
+    pub(crate) depth: usize,
+    /// Channels of the residual stream; the MLP has four times as many
+    #[arg(long, default_value_t = 768, value_name = "N")]
+    pub(crate) width: usize,
+    /// Attention heads; must divide the width
+    #[arg(long, default_value_t = 12, value_name = "N")]
+    pub(crate) heads: usize,
+    /// Token ids
+    #[arg(long, default_value_t = 50_257, value_name = "N")]
+    pub(crate) vocab: usize,
+    /// Tokens in a sequence
+    #[arg(long, default_value_t = 512, value_name = "N")]
+    pub(crate) context: usize,
+    /// Sequences in a batch
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub(crate) sequences: usize,
+    /// The block: a preset such as pre_ln or op
+    #[arg(long, default_value = "pre_ln", value_name = "NAME")]
+    pub(crate) preset: String,
+    /// The quantisation scheme, whose activations are int8
+    #[arg(long, default_value = "w8a8_int8_head", value_name = "NAME")]
+    pub(crate) scheme: String,
+    /// Times that the modes take turns
+    #[arg(long, default_value_t = 5, value_name = "N")]
+    pub(crate) repeat: usize,
+    /// Say {"ready":true}, then time one pass for each line `run MODE` on stdin
+    #[arg(long)]
+    pub(crate) serve: bool,
 }
 
 /// A value by the name that configurations give it.

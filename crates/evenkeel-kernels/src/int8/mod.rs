@@ -17,10 +17,12 @@ pub mod attention;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+pub mod joint;
 pub mod layer;
 mod micro;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+pub mod norm;
 mod pack;
 #[cfg(not(target_arch = "x86_64"))]
 mod portable;

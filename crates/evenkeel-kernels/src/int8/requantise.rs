@@ -201,7 +201,9 @@ pub fn dequantise_u8_serial(x: &[u8], grid: Grid, out: &mut [f32]) {
     numbers(x, grid, out);
 }
 
-fn check(grid: Grid) {
+/// # Panics
+/// If the grid's integers are not bytes.
+pub(super) fn check(grid: Grid) {
     assert!(grid.low >= 0.0 && grid.high <= 255.0, "the integers of {grid:?} are not bytes");
 }
 
@@ -215,11 +217,28 @@ multiversion! {
 
 /// The byte of a rounded quotient.
 #[inline(always)]
-fn byte(rounded: f32, grid: Grid) -> u8 {
+pub(super) fn byte(rounded: f32, grid: Grid) -> u8 {
     // Beside 2²³ the last bits of a float32 are an integer: cheaper than a conversion that minds what does not fit.
     const INTEGERS: f32 = 8_388_608.0;
     let level = (rounded + grid.zero_point).clamp(grid.low, grid.high);
     (level + INTEGERS).to_bits() as u8
+}
+
+/// Bytes less 128, as attention takes keys and values.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn less_128(x: &[u8], out: &mut [i8]) {
+    assert_eq!(x.len(), out.len());
+    shifted(x, out);
+}
+
+multiversion! {
+    fn shifted(x: &[u8], out: &mut [i8]) {
+        for (out, &x) in out.iter_mut().zip(x) {
+            *out = x.wrapping_sub(128) as i8;
+        }
+    }
 }
 
 multiversion! {

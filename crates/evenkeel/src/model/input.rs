@@ -72,7 +72,7 @@ impl Input {
 }
 
 /// Checks ids and lengths.
-pub(super) fn check_ids(config: &ModelConfig, ids: &[u32], sequences: usize) -> Result<(), ModelError> {
+pub(crate) fn check_ids(config: &ModelConfig, ids: &[u32], sequences: usize) -> Result<(), ModelError> {
     let tokens = ids.len() / sequences.max(1);
     if ids.is_empty() || ids.len() != sequences * tokens {
         return Err(ModelError::Empty);

@@ -29,7 +29,7 @@ pub(super) enum Matrix {
 /// A matrix in fewer bits than float32, with the bias that is added to its products.
 pub enum StoredMatrix {
     /// Signed bytes.
-    Int8(IntMatrix),
+    Int8(Arc<IntMatrix>),
     /// bfloat16.
     Bf16(Bf16Matrix),
 }
@@ -136,16 +136,17 @@ impl IntMatrix {
         self.input
     }
 
-    /// What turns sums into outputs, for an input on a grid that is known beforehand and weights without a zero point.
-    pub fn terms(&self) -> Option<Terms<'_>> {
-        let plain = self.zero_point == 0 && matches!(self.input, InputGrid::Static(_));
-        plain.then(|| self.terms_of(&self.fixed.0, &self.fixed.1))
+    /// Whether [`Self::terms`] are all there is: the input's grid is known beforehand, and the weights have no zero point.
+    pub fn is_plain(&self) -> bool {
+        self.zero_point == 0 && matches!(self.input, InputGrid::Static(_))
     }
 
-    fn terms_of<'a>(&'a self, offset: &'a [i32], scales: &'a [f32]) -> Terms<'a> {
-        let scale = match scales {
-            [only] => Scale::One(*only),
-            all => Scale::Columns(all),
+    /// What turns sums into outputs, as far as all rows share it.
+    pub fn terms(&self) -> Terms<'_> {
+        let (offset, scales) = &self.fixed;
+        let scale = match scales[..] {
+            [only] => Scale::One(only),
+            _ => Scale::Columns(scales),
         };
         Terms { offset, scale, bias: self.bias.as_deref(), activation: None }
     }
@@ -176,8 +177,7 @@ impl IntMatrix {
             }
         };
         let mut y = vec![0.0f32; rows * outputs];
-        let (offset, scales) = &self.fixed;
-        let terms = Terms { activation: act, ..self.terms_of(offset, scales) };
+        let terms = Terms { activation: act, ..self.terms() };
         let by_row = Rows {
             grids: matches!(self.input, InputGrid::Token).then_some(&grids),
             weight_zero_point: self.zero_point,
@@ -186,12 +186,17 @@ impl IntMatrix {
         y
     }
 
-    /// Appends row `id` in float32.
-    fn row(&self, id: usize, out: &mut Vec<f32>) {
+    /// Row `id` in float32.
+    ///
+    /// # Panics
+    /// If there is no such row or `out` is not as long as one.
+    pub fn row_into(&self, id: usize, out: &mut [f32]) {
         let mut row = vec![0i8; self.packed.inner()];
         self.packed.row(id, &mut row);
         let scale = if self.scales.len() == 1 { self.scales[0] } else { self.scales[id] };
-        out.extend(row.iter().map(|&w| scale * (i32::from(w) - self.zero_point) as f32));
+        for (out, &w) in out.iter_mut().zip(&row) {
+            *out = scale * (i32::from(w) - self.zero_point) as f32;
+        }
     }
 }
 
@@ -297,7 +302,11 @@ impl StoredMatrix {
                 bail!("there is no row {id} in a table of {outputs}");
             }
             match self {
-                Self::Int8(matrix) => matrix.row(id, &mut out),
+                Self::Int8(matrix) => {
+                    let start = out.len();
+                    out.resize(start + inner, 0.0);
+                    matrix.row_into(id, &mut out[start..]);
+                }
                 Self::Bf16(matrix) => {
                     out.extend(matrix.values[id * inner..][..inner].iter().map(|&v| widened(v)));
                 }

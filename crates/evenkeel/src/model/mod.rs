@@ -23,6 +23,7 @@ pub use config::ModelConfig;
 pub use embedding::Embedding;
 pub use head::Head;
 pub use input::Input;
+pub(crate) use input::check_ids;
 pub use matrix::{Bf16Matrix, InputGrid, IntBias, IntMatrix, StoredMatrix};
 pub use params::Parameter;
 pub use presets::{preset, presets};

@@ -55,13 +55,16 @@ pub struct Builder<'a> {
     pub parameters: Vec<Parameter>,
     /// Their shapes, also when only shapes are wanted.
     pub shapes: Vec<(String, Vec<usize>)>,
+    /// The matrices that are stored otherwise.
+    pub stored: BTreeMap<String, Arc<StoredMatrix>>,
     problems: Vec<String>,
 }
 
 impl<'a> Builder<'a> {
     /// Starts with nothing.
     pub fn new(source: Source<'a>) -> Self {
-        Self { source, parameters: Vec::new(), shapes: Vec::new(), problems: Vec::new() }
+        let (parameters, shapes, stored, problems) = Default::default();
+        Self { source, parameters, shapes, stored, problems }
     }
 
     /// Whether nothing but shapes is wanted.
@@ -128,8 +131,10 @@ impl<'a> Builder<'a> {
         if stored.shape() != shape {
             self.problems.push(format!("{name} has shape {:?}, not {shape:?}", stored.shape()));
         }
-        self.shapes.push((name, shape.to_vec()));
-        Ok(Matrix::Stored(Arc::new(stored)))
+        self.shapes.push((name.clone(), shape.to_vec()));
+        let stored = Arc::new(stored);
+        self.stored.insert(name, stored.clone());
+        Ok(Matrix::Stored(stored))
     }
 
     /// Notes a vector that a stored matrix holds.

@@ -29,6 +29,8 @@ pub(crate) type Shapes = Vec<(String, Vec<usize>)>;
 pub struct Transformer {
     config: ModelConfig,
     parameters: Vec<Parameter>,
+    /// Matrices that are stored otherwise than as parameters.
+    stored: BTreeMap<String, Arc<StoredMatrix>>,
     /// Scalars of all parameters, also of matrices that are stored otherwise.
     count: usize,
     embedding: Embedding,
@@ -201,8 +203,9 @@ impl Transformer {
         let head = Head::new(&mut b, c, embedding.token_table())?;
         let shapes = std::mem::take(&mut b.shapes);
         let count = shapes.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
+        let stored = std::mem::take(&mut b.stored);
         let parameters = b.finish()?;
-        Ok((Self { config, parameters, count, embedding, blocks, head }, shapes))
+        Ok((Self { config, parameters, stored, count, embedding, blocks, head }, shapes))
     }
 
     /// What the model is.
@@ -213,6 +216,11 @@ impl Transformer {
     /// All parameters, in a fixed order.
     pub fn parameters(&self) -> &[Parameter] {
         &self.parameters
+    }
+
+    /// The matrix `name`, if it is stored otherwise than as a parameter.
+    pub fn stored_matrix(&self, name: &str) -> Option<&StoredMatrix> {
+        self.stored.get(name).map(Arc::as_ref)
     }
 
     /// Number of scalars in all parameters.

@@ -31,7 +31,8 @@ pub enum Softmax {
 }
 
 impl Softmax {
-    fn kernel(self) -> kernel::Softmax {
+    /// As the kernels take it.
+    pub(crate) fn kernel(self) -> kernel::Softmax {
         match self {
             Softmax::Standard => kernel::Softmax::Standard,
             Softmax::NullSlot => kernel::Softmax::NullSlot,

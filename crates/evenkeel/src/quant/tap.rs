@@ -112,6 +112,12 @@ impl QuantTap {
         self.off = self.sites.keys().copied().filter(|&site| !on(site)).collect();
     }
 
+    /// These sites' quantisers alone.
+    pub(super) fn part(&self, keep: impl Fn(Site) -> bool) -> Self {
+        let sites = self.sites.iter().filter(|(site, _)| keep(**site)).map(|(&site, a)| (site, a.clone()));
+        Self { sites: sites.collect(), failure: None, off: self.off.clone(), ..*self }
+    }
+
     /// All quantisers, calibrated.
     pub fn quantisers(&self) -> impl Iterator<Item = Calibrated<'_>> + '_ {
         self.sites.iter().map(|(&site, a)| Calibrated {

@@ -6,6 +6,7 @@
 
 mod decode;
 mod gemm;
+mod int8;
 mod ops;
 mod peak;
 mod scale;
@@ -31,14 +32,21 @@ pub(crate) fn run(args: Bench, settings: &Settings) -> Result<Exit, Failure> {
         BenchCommand::Decode(a) => decode::run(a, settings),
         BenchCommand::Telemetry(a) => telemetry::run(a, settings),
         BenchCommand::Scale(a) => scale::run(a, settings),
+        BenchCommand::Int8(a) => int8::run(a, settings),
     }
 }
 
 /// LayerNorm pre-norm, ReLU MLP of 4 × width, biases, learned positions, untied head without bias.
 fn model(depth: usize, heads: usize, sizes: &Sizes) -> Result<ModelConfig, Failure> {
+    model_of("pre_ln", depth, heads, sizes)
+}
+
+/// A preset in these sizes.
+fn model_of(name: &str, depth: usize, heads: usize, sizes: &Sizes) -> Result<ModelConfig, Failure> {
     let hint = "`evenkeel bench step --help` gives the sizes of the reference model";
-    let base =
-        preset("pre_ln").ok_or_else(|| Failure::input("this build has no preset named pre_ln", hint))?;
+    let base = preset(name).ok_or_else(|| {
+        Failure::input(format!("there is no preset named {name}"), "`evenkeel config list` names the presets")
+    })?;
     let config =
         ModelConfig { depth, heads, width: sizes.width, vocab: sizes.vocab, context: sizes.context, ..base };
     config.validate().map_err(|e| match e {

@@ -69,6 +69,28 @@ const LARGEST_BIAS: f64 = (1u32 << 30) as f64;
 /// # Errors
 /// If a quantiser's values are no bytes, or the disk refuses.
 pub fn write(simulation: &Simulation, tokenizer: Option<&Path>, dir: &Path) -> Result<()> {
+    let path = dir.join(WEIGHTS);
+    let (config, bytes) = contents(simulation, &path)?;
+    files::write(&path, &bytes)?;
+    files::write_json(&dir.join(CONFIG), &config)?;
+    if let Some(tokenizer) = tokenizer {
+        files::write(&dir.join("tokenizer.json"), &files::read(tokenizer)?)?;
+    }
+    Ok(())
+}
+
+/// The model that [`read`] makes of what [`write`] writes, without a folder.
+///
+/// # Errors
+/// If a quantiser's values are no bytes.
+pub fn convert(simulation: &Simulation) -> Result<IntegerModel> {
+    let nowhere = PathBuf::from("memory");
+    let (file, bytes) = contents(simulation, &nowhere)?;
+    Ok(model(Folder { dir: nowhere.clone(), file, path: nowhere, bytes: Bytes::Held(bytes) })?)
+}
+
+/// The two files' contents.
+fn contents(simulation: &Simulation, path: &Path) -> Result<(ConfigFile, Vec<u8>)> {
     let plan = simulation.plan();
     let rounded = simulation.rounded();
     let config = rounded.model.config();
@@ -103,8 +125,7 @@ pub fn write(simulation: &Simulation, tokenizer: Option<&Path>, dir: &Path) -> R
             entries.insert(zero_of(&activation(*site)), zero);
         }
     }
-    let path = dir.join(WEIGHTS);
-    let damaged = |problem: String| CheckpointError::Damaged { path: path.clone(), problem };
+    let damaged = |problem: String| CheckpointError::Damaged { path: path.to_path_buf(), problem };
     let views = entries.iter().map(|(name, e)| {
         let view = TensorView::new(e.dtype, e.shape.clone(), &e.data).map_err(|e| damaged(e.to_string()))?;
         Ok((name.as_str(), view))
@@ -112,7 +133,6 @@ pub fn write(simulation: &Simulation, tokenizer: Option<&Path>, dir: &Path) -> R
     let views = views.collect::<std::result::Result<Vec<_>, CheckpointError>>()?;
     let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
     let bytes = safetensors::serialize(views, Some(metadata)).map_err(|e| damaged(e.to_string()))?;
-    files::write(&path, &bytes)?;
     let file = ConfigFile {
         model_type: MODEL_TYPE.into(),
         model: config.clone(),
@@ -124,11 +144,7 @@ pub fn write(simulation: &Simulation, tokenizer: Option<&Path>, dir: &Path) -> R
             activations: plan.activations.iter().map(|(s, spec)| (s.to_string(), spec.to_string())).collect(),
         },
     };
-    files::write_json(&dir.join(CONFIG), &file)?;
-    if let Some(tokenizer) = tokenizer {
-        files::write(&dir.join("tokenizer.json"), &files::read(tokenizer)?)?;
-    }
-    Ok(())
+    Ok((file, bytes))
 }
 
 pub(super) fn activation(site: Site) -> String {
@@ -211,7 +227,22 @@ struct Folder {
     dir: PathBuf,
     file: ConfigFile,
     path: PathBuf,
-    mapped: MappedFile,
+    bytes: Bytes,
+}
+
+/// Those of model.safetensors.
+enum Bytes {
+    Mapped(MappedFile),
+    Held(Vec<u8>),
+}
+
+impl AsRef<[u8]> for Bytes {
+    fn as_ref(&self) -> &[u8] {
+        match self {
+            Bytes::Mapped(file) => file.as_ref(),
+            Bytes::Held(bytes) => bytes,
+        }
+    }
 }
 
 impl Folder {
@@ -220,11 +251,11 @@ impl Folder {
         let path = dir.join(WEIGHTS);
         let io = |source| CheckpointError::Io { path: path.clone(), source };
         let mapped = MappedFile::new(&File::open(&path).map_err(io)?).map_err(io)?;
-        Ok(Self { dir: dir.to_path_buf(), file, path, mapped })
+        Ok(Self { dir: dir.to_path_buf(), file, path, bytes: Bytes::Mapped(mapped) })
     }
 
     fn stored(&self) -> std::result::Result<Stored<'_>, CheckpointError> {
-        let tensors = SafeTensors::deserialize(self.mapped.as_ref())
+        let tensors = SafeTensors::deserialize(self.bytes.as_ref())
             .map_err(|e| CheckpointError::Damaged { path: self.path.clone(), problem: e.to_string() })?;
         Ok(Stored { path: self.path.clone(), tensors })
     }
@@ -257,7 +288,10 @@ impl Folder {
 /// # Errors
 /// If it is not there, damaged, or its tensors do not fit its configuration.
 pub fn read(dir: &Path) -> std::result::Result<IntegerModel, CheckpointError> {
-    let folder = Folder::open(dir)?;
+    model(Folder::open(dir)?)
+}
+
+fn model(folder: Folder) -> std::result::Result<IntegerModel, CheckpointError> {
     let shapes = folder.shapes()?;
     let stored = folder.stored()?;
     let sites = folder.sites(&stored)?;
@@ -273,10 +307,10 @@ pub fn read(dir: &Path) -> std::result::Result<IntegerModel, CheckpointError> {
     let held: usize = matrices.values().map(StoredMatrix::bytes).sum();
     let reader: &Reader = &|name: &str, shape: &[usize]| stored.parameter(name, shape);
     let model = Transformer::stored(config.clone(), &mut matrices, reader)
-        .map_err(|source| CheckpointError::Model { path: dir.to_path_buf(), source })?;
+        .map_err(|source| CheckpointError::Model { path: folder.dir.clone(), source })?;
     let bytes = held + model.parameters().iter().map(|p| 4 * p.tensor.elem_count()).sum::<usize>();
     let tap = QuantTap::fixed(&specs, &grids);
-    Ok(IntegerModel { model, tap, grids, description: folder.file.quantization, bytes })
+    Ok(IntegerModel::new(model, tap, grids, folder.file.quantization, bytes))
 }
 
 /// A folder's model in float32, on its grids, for those who write it in another format.

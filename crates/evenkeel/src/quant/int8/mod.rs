@@ -6,12 +6,19 @@
 //!
 //! Beyond the simulation it rounds two things. Biases become integers of the unit s_x s_w of their layer's sums. A matrix
 //! whose input has no quantiser (behind a gate, or after the embedding) gets a grid for each token.
+//!
+//! Two paths run it. The generic one is the float model's forward pass with float32 tensors between operations, right for every
+//! block. [`Fused`] keeps bytes between them, for the plain blocks whose every place has a static grid.
 
+mod decoder;
 mod folder;
+mod fused;
 mod grids;
 mod stored;
 
-pub use folder::{Dequantised, MODEL_TYPE, dequantised, is_integer, read, write};
+pub use decoder::IntegerDecoder;
+pub use folder::{Dequantised, MODEL_TYPE, convert, dequantised, is_integer, read, write};
+pub use fused::{Fused, FusedDecoder};
 pub use grids::ActivationGrid;
 
 use super::tap::QuantTap;
@@ -46,9 +53,22 @@ pub struct IntegerModel {
     grids: BTreeMap<Site, ActivationGrid>,
     description: Description,
     bytes: usize,
+    fused: Option<Fused>,
 }
 
 impl IntegerModel {
+    fn new(
+        model: Transformer,
+        tap: QuantTap,
+        grids: BTreeMap<Site, ActivationGrid>,
+        description: Description,
+        bytes: usize,
+    ) -> Self {
+        let mut made = Self { model, tap, grids, description, bytes, fused: None };
+        made.fused = Fused::new(&made);
+        made
+    }
+
     /// The network: its matrices multiply as they are stored. Run with [`Self::tap`].
     pub fn model(&self) -> &Transformer {
         &self.model
@@ -74,12 +94,66 @@ impl IntegerModel {
         self.bytes
     }
 
-    /// Logits (sequences, tokens, vocabulary).
+    /// Logits (sequences, tokens, vocabulary), by the fastest path.
     ///
     /// # Errors
     /// If the ids do not fit the model.
     pub fn logits(&self, ids: &[u32], sequences: usize) -> Result<Tensor> {
+        match self.fused_for(ids, sequences) {
+            Some(fused) => Ok(fused.logits(ids, sequences)?),
+            None => self.logits_generic(ids, sequences),
+        }
+    }
+
+    /// Logits of the last position alone, (sequences, 1, vocabulary), by the fastest path.
+    ///
+    /// # Errors
+    /// As [`Self::logits`].
+    pub fn last_logits(&self, ids: &[u32], sequences: usize) -> Result<Tensor> {
+        match self.fused_for(ids, sequences) {
+            Some(fused) => Ok(fused.last_logits(ids, sequences)?),
+            None => {
+                Ok(self.model.last_logits(&Tape::off(), &mut self.tap(), ids, sequences)?.tensor().clone())
+            }
+        }
+    }
+
+    /// Mean cross-entropy of `targets`, one per id, by the fastest path.
+    ///
+    /// # Errors
+    /// As [`Self::logits`], and if the targets do not fit the model.
+    pub fn loss(&self, ids: &[u32], targets: &[u32], sequences: usize) -> Result<f64> {
+        let loss = match self.fused_for(ids, sequences) {
+            Some(fused) => fused.loss(ids, targets, sequences)?,
+            None => self.model.loss(&Tape::off(), &mut self.tap(), ids, targets, sequences)?,
+        };
+        Ok(f64::from(loss.tensor().to_scalar::<f32>()?))
+    }
+
+    /// Logits with float32 tensors between operations, on which every quantiser is run: right for every block, and what the
+    /// fast path is held against.
+    ///
+    /// # Errors
+    /// As [`Self::logits`].
+    pub fn logits_generic(&self, ids: &[u32], sequences: usize) -> Result<Tensor> {
         Ok(self.model.logits(&Tape::off(), &mut self.tap(), ids, sequences)?.tensor().clone())
+    }
+
+    /// What continues `sequences` sequences token by token, by the fastest path.
+    ///
+    /// # Errors
+    /// If the model does not predict the next token, or there is no sequence.
+    pub fn decoder(&self, sequences: usize) -> Result<IntegerDecoder<'_>> {
+        IntegerDecoder::new(self, sequences)
+    }
+
+    /// The path on bytes, if the model is one for it.
+    pub fn fused(&self) -> Option<&Fused> {
+        self.fused.as_ref()
+    }
+
+    fn fused_for(&self, ids: &[u32], sequences: usize) -> Option<&Fused> {
+        self.fused().filter(|fused| fused.holds(ids.len() / sequences.max(1)))
     }
 }
 

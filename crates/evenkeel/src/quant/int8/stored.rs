@@ -13,6 +13,7 @@ use candle_core::Tensor;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// The mapped file and the tensors in it.
 pub(super) struct Stored<'a> {
@@ -149,7 +150,7 @@ impl Stored<'_> {
         let zero_point = if unsigned { -128 } else { 0 };
         let input = input_grid(config, grids, name);
         IntMatrix::new(&integers, [outputs, inner], self.scales(name)?, zero_point, input, bias)
-            .map(StoredMatrix::Int8)
+            .map(|matrix| StoredMatrix::Int8(Arc::new(matrix)))
             .map_err(fits)
     }
 
