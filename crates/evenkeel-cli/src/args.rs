@@ -349,8 +349,8 @@ pub(crate) struct Sample {
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub(crate) samples: usize,
     /// How the keys and values of earlier tokens are kept
-    #[arg(long, value_enum, default_value_t = KvCache::F32, value_name = "TYPE")]
-    pub(crate) kv_cache: KvCache,
+    #[arg(long, value_enum, value_name = "TYPE")]
+    pub(crate) kv_cache: Option<KvCache>,
 }
 
 /// How keys and values are kept.

@@ -7,6 +7,7 @@
 //! every call runs all tokens again.
 
 use crate::cache::{CacheKind, KvCache};
+use crate::error::Result;
 use crate::model::{ModelError, Transformer};
 use crate::ops::RopeScaling;
 use crate::tap::{NoTap, Tap};
@@ -17,6 +18,40 @@ pub(crate) use held::{Held, when_full};
 mod held;
 #[cfg(test)]
 mod tests;
+
+/// What continues a batch of sequences of equal length.
+pub trait Continues: Sized {
+    /// Runs any number of tokens of each sequence, (sequences, tokens), after those held; gives the logits of the last
+    /// position, (sequences, vocab).
+    ///
+    /// # Errors
+    /// Ids beyond the vocabulary, none, or not as many for each sequence.
+    fn prefill(&mut self, ids: &[u32]) -> Result<Tensor>;
+
+    /// `times` copies of its sequences, all of them one after the other.
+    fn repeated(self, times: usize) -> Self;
+
+    /// Tokens held of each sequence.
+    fn held(&self) -> usize;
+
+    /// Bytes of the keys and values that are held.
+    fn cache_bytes(&self) -> usize;
+}
+
+impl Continues for Decoder<'_> {
+    fn prefill(&mut self, ids: &[u32]) -> Result<Tensor> {
+        Ok(self.run(&mut NoTap, ids)?)
+    }
+    fn repeated(self, times: usize) -> Self {
+        Decoder::repeated(self, times)
+    }
+    fn held(&self) -> usize {
+        self.len()
+    }
+    fn cache_bytes(&self) -> usize {
+        Decoder::cache_bytes(self)
+    }
+}
 
 /// A batch of sequences of equal length that a causal language model continues.
 pub struct Decoder<'a> {
@@ -31,7 +66,11 @@ impl<'a> Decoder<'a> {
     ///
     /// # Errors
     /// If the model does not predict the next token, or there is no sequence.
-    pub fn new(model: &'a Transformer, sequences: usize, kind: CacheKind) -> Result<Self, ModelError> {
+    pub fn new(
+        model: &'a Transformer,
+        sequences: usize,
+        kind: CacheKind,
+    ) -> std::result::Result<Self, ModelError> {
         if !model.config().predicts_next_token() {
             return Err(ModelError::NoNextToken);
         }
@@ -45,7 +84,7 @@ impl<'a> Decoder<'a> {
     ///
     /// # Errors
     /// Ids beyond the vocabulary, none, or not as many for each sequence: nothing is added then.
-    pub fn prefill(&mut self, ids: &[u32]) -> Result<Tensor, ModelError> {
+    pub fn prefill(&mut self, ids: &[u32]) -> std::result::Result<Tensor, ModelError> {
         self.run(&mut NoTap, ids)
     }
 
@@ -53,7 +92,7 @@ impl<'a> Decoder<'a> {
     ///
     /// # Errors
     /// As [`Self::prefill`].
-    pub fn decode(&mut self, ids: &[u32]) -> Result<Tensor, ModelError> {
+    pub fn decode(&mut self, ids: &[u32]) -> std::result::Result<Tensor, ModelError> {
         if ids.len() != self.sequences() {
             return Err(ModelError::Empty);
         }
@@ -65,7 +104,7 @@ impl<'a> Decoder<'a> {
     ///
     /// # Errors
     /// As there, and what the tap returns: then the decoder holds what it held before, or nothing if it was to begin anew.
-    pub fn run(&mut self, tap: &mut dyn Tap, ids: &[u32]) -> Result<Tensor, ModelError> {
+    pub fn run(&mut self, tap: &mut dyn Tap, ids: &[u32]) -> std::result::Result<Tensor, ModelError> {
         let next = self.held.next(ids, |total, new| self.beginning(total, new))?;
         self.model.check_input(&next.input, self.sequences())?;
         if next.anew {

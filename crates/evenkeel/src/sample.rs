@@ -2,10 +2,9 @@
 //!
 //! The prompt is run once, and every token once after it: [`Decoder`] keeps the keys and values of those before.
 
-use crate::cache::CacheKind;
-use crate::decode::Decoder;
+use crate::decode::Continues;
 use crate::error::Result;
-use crate::model::{ModelError, Transformer};
+use crate::model::ModelError;
 use crate::random::{key, uniform};
 use crate::slices::slice;
 use std::time::Instant;
@@ -25,8 +24,6 @@ pub struct SampleSettings {
     pub seed: u64,
     /// Continuations, drawn at once.
     pub samples: usize,
-    /// How keys and values are kept.
-    pub cache: CacheKind,
 }
 
 /// What was run, and how long it took.
@@ -60,14 +57,14 @@ fn rate(tokens: usize, seconds: f64) -> Option<f64> {
     (tokens > 0 && seconds > 0.0).then(|| tokens as f64 / seconds)
 }
 
-/// Continues `prompt` token by token, calling `emit` with the number of the sample and each token; a sample ends at `stop`,
+/// Continues `prompt`, which `decoder` has not seen, token by token, calling `emit` with the number of the sample and each token; a sample ends at `stop`,
 /// and all end when `emit` returns false. Of a prompt longer than the model's context the last tokens count; what happens when
 /// the context is full stands in [`crate::decode`].
 ///
 /// # Errors
 /// If the prompt is empty or holds ids beyond the vocabulary, or no samples are wanted.
 pub fn sample(
-    model: &Transformer,
+    mut decoder: impl Continues,
     prompt: &[u32],
     stop: Option<u32>,
     settings: SampleSettings,
@@ -78,9 +75,8 @@ pub fn sample(
     }
     let mut done = Throughput::default();
     let begun = Instant::now();
-    let mut decoder = Decoder::new(model, 1, settings.cache)?;
     let prompt_logits = decoder.prefill(prompt)?;
-    (done.prefill_tokens, done.prefill_seconds) = (decoder.len(), begun.elapsed().as_secs_f64());
+    (done.prefill_tokens, done.prefill_seconds) = (decoder.held(), begun.elapsed().as_secs_f64());
     let mut decoder = decoder.repeated(settings.samples);
     done.cache_bytes = decoder.cache_bytes();
     let mut logits = prompt_logits.repeat((settings.samples, 1))?;
@@ -90,7 +86,7 @@ pub fn sample(
         let mut next = Vec::with_capacity(settings.samples);
         {
             let logits = slice(&logits)?;
-            let rows = logits.chunks_exact(model.config().vocab).zip(&keys);
+            let rows = logits.chunks_exact((logits.len() / settings.samples).max(1)).zip(&keys);
             next.extend(rows.map(|(row, &key)| choose(row, settings, uniform(key, i as u64))));
         }
         for (sample, (&id, ended)) in next.iter().zip(&mut ended).enumerate() {
@@ -103,7 +99,7 @@ pub fn sample(
             break;
         }
         let begun = Instant::now();
-        logits = decoder.decode(&next)?;
+        logits = decoder.prefill(&next)?;
         done.decode_seconds += begun.elapsed().as_secs_f64();
         done.decode_tokens += settings.samples;
         done.cache_bytes = done.cache_bytes.max(decoder.cache_bytes());
@@ -152,20 +148,15 @@ fn choose(logits: &[f32], settings: SampleSettings, u: f64) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::ModelConfig;
+    use crate::cache::CacheKind;
+    use crate::decode::Decoder;
     use crate::model::tests::tiny;
+    use crate::model::{ModelConfig, Transformer};
     use crate::tap::NoTap;
     use crate::tape::Tape;
 
-    const ALL: SampleSettings = SampleSettings {
-        max_tokens: 1,
-        temperature: 1.0,
-        top_k: 0,
-        top_p: 1.0,
-        seed: 0,
-        samples: 1,
-        cache: CacheKind::F32,
-    };
+    const ALL: SampleSettings =
+        SampleSettings { max_tokens: 1, temperature: 1.0, top_k: 0, top_p: 1.0, seed: 0, samples: 1 };
 
     #[test]
     fn filters_keep_the_likely_tokens() {
@@ -179,12 +170,16 @@ mod tests {
 
     /// What each sample draws.
     fn drawn(model: &Transformer, stop: Option<u32>, settings: SampleSettings) -> Vec<Vec<u32>> {
+        drawn_from(Decoder::new(model, 1, CacheKind::F32).unwrap(), stop, settings)
+    }
+
+    fn drawn_from(decoder: Decoder, stop: Option<u32>, settings: SampleSettings) -> Vec<Vec<u32>> {
         let mut ids = vec![Vec::new(); settings.samples];
         let mut emit = |sample: usize, id| {
             ids[sample].push(id);
             true
         };
-        sample(model, &[1, 4], stop, settings, &mut emit).unwrap();
+        sample(decoder, &[1, 4], stop, settings, &mut emit).unwrap();
         ids
     }
 
@@ -218,20 +213,21 @@ mod tests {
             assert_eq!(*ended, all.iter().copied().take_while(|&id| id != 5).collect::<Vec<_>>());
         }
         // Beyond the context, and in a cache of 8 bits.
-        let long = SampleSettings { max_tokens: 100, cache: CacheKind::Int8, ..settings };
-        assert_eq!(drawn(&model, None, long)[0].len(), 100);
+        let (int8, long) = (CacheKind::Int8, SampleSettings { max_tokens: 100, ..settings });
+        assert_eq!(drawn_from(Decoder::new(&model, 1, int8).unwrap(), None, long)[0].len(), 100);
     }
 
     #[test]
     fn what_was_run_is_counted() {
         let model = Transformer::new(tiny("op"), 3).unwrap();
         let settings = SampleSettings { max_tokens: 3, samples: 2, ..ALL };
-        let done = sample(&model, &[1, 4], None, settings, &mut |_, _| true).unwrap();
+        let decoder = || Decoder::new(&model, 1, CacheKind::F32).unwrap();
+        let done = sample(decoder(), &[1, 4], None, settings, &mut |_, _| true).unwrap();
         assert_eq!((done.prefill_tokens, done.decode_tokens), (2, 4));
         assert!(done.prefill_rate().is_some() && done.decode_rate().is_some());
         // Two blocks, keys and values, two samples of four tokens, eight channels.
         assert_eq!(done.cache_bytes, 2 * 2 * (2 * 4) * 8 * 4);
         let settings = SampleSettings { samples: 0, ..settings };
-        assert!(sample(&model, &[1], None, settings, &mut |_, _| true).is_err());
+        assert!(sample(decoder(), &[1], None, settings, &mut |_, _| true).is_err());
     }
 }

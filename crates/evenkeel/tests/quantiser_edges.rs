@@ -204,7 +204,8 @@ fn one_token_is_enough_to_calibrate() {
             }
             scheme.activations = format!("{} {words}", scheme.activations);
             let mut simulation =
-                Simulation::new(&small_model(), &scheme, std::slice::from_ref(&batch), &mut || {}).unwrap();
+                Simulation::new(&small_model(), &scheme, &[], std::slice::from_ref(&batch), &mut || {})
+                    .unwrap();
             let logits = simulation.logits(&batch.inputs, 1).unwrap();
             let logits: Vec<f32> = logits.flatten_all().unwrap().to_vec1().unwrap();
             assert!(logits.len() == 7 && logits.iter().all(|v| v.is_finite()), "{name} {words}");

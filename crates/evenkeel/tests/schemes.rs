@@ -84,7 +84,8 @@ fn every_preset_runs_on_every_pre_norm_model() {
             for residual in [Residual::Float, Residual::Int8] {
                 let scheme = Scheme { residual, ..Scheme::preset(name).unwrap() };
                 let what = format!("{name} of {}", model.config().preset);
-                let simulation = Simulation::new(&model, &scheme, std::slice::from_ref(&batch), &mut || {});
+                let simulation =
+                    Simulation::new(&model, &scheme, &[], std::slice::from_ref(&batch), &mut || {});
                 let mut simulation = simulation.unwrap_or_else(|e| panic!("{what}: {e}"));
                 let logits = simulation.logits(&batch.inputs, 2).unwrap();
                 let logits: Vec<f32> = logits.flatten_all().unwrap().to_vec1().unwrap();

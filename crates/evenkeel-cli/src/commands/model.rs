@@ -4,9 +4,11 @@ use crate::failure::Failure;
 use crate::output;
 use crate::settings::Settings;
 use evenkeel::checkpoint::{CheckpointError, OnDisk, hub};
+use evenkeel::data::Batch;
 use evenkeel::model::{ModelError, Transformer};
-use evenkeel::quant::QuantTap;
 use evenkeel::quant::int8::IntegerModel;
+use evenkeel::tap::NoTap;
+use evenkeel::tape::Tape;
 use std::path::{Path, PathBuf};
 
 /// The folder that MODEL means, a name on the Hub looked up in the cache.
@@ -58,11 +60,15 @@ impl Runnable {
         }
     }
 
-    /// What has to reach into every pass.
-    pub(crate) fn quantisers(&self) -> Option<QuantTap> {
+    /// Mean loss of a batch.
+    pub(crate) fn loss(&self, batch: &Batch) -> evenkeel::Result<f64> {
+        let (inputs, targets, sequences) = (&batch.inputs, &batch.targets, batch.sequences);
         match self {
-            Self::Float(_) => None,
-            Self::Integer(integer) => Some(integer.tap()),
+            Self::Float(model) => {
+                let loss = model.loss(&Tape::off(), &mut NoTap, inputs, targets, sequences)?;
+                Ok(f64::from(loss.tensor().to_scalar::<f32>()?))
+            }
+            Self::Integer(integer) => integer.loss(inputs, targets, sequences),
         }
     }
 }

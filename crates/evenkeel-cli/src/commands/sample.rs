@@ -1,11 +1,13 @@
 //! `sample MODEL --prompt TEXT`.
 
-use super::model;
+use super::model::Runnable;
 use super::text::tokenizer;
-use crate::args::Sample;
+use crate::args::{KvCache, Sample};
 use crate::failure::{Exit, Failure};
 use crate::output;
 use crate::settings::Settings;
+use evenkeel::cache::CacheKind;
+use evenkeel::decode::Decoder;
 use evenkeel::sample::{SampleSettings, Throughput, sample};
 use serde_json::{Value, json};
 
@@ -19,7 +21,8 @@ pub(crate) fn run(args: Sample, settings: &Settings) -> Result<Exit, Failure> {
     )?;
     range(args.top_p > 0.0 && args.top_p <= 1.0, "--top-p must lie above 0 and be at most 1")?;
     range((1..=MOST_SAMPLES).contains(&args.samples), "--samples must lie between 1 and 4096")?;
-    let (model, folder) = model::load(&args.model, settings)?;
+    let (runnable, folder) = Runnable::open(&args.model, settings)?;
+    let model = runnable.model();
     let tokenizer = tokenizer(&folder)?;
     let prompt = tokenizer.encode(&args.prompt)?;
     if prompt.is_empty() {
@@ -32,7 +35,6 @@ pub(crate) fn run(args: Sample, settings: &Settings) -> Result<Exit, Failure> {
         top_p: args.top_p,
         seed: settings.seed.unwrap_or(0),
         samples: args.samples,
-        cache: args.kv_cache.kind(),
     };
     let mut ids = vec![Vec::new(); args.samples];
     let mut shown = 0;
@@ -44,7 +46,7 @@ pub(crate) fn run(args: Sample, settings: &Settings) -> Result<Exit, Failure> {
     if streams {
         output::result(&args.prompt);
     }
-    let done = sample(&model, &prompt, tokenizer.separator(), draw, &mut |sample, id| {
+    let mut emit = |sample: usize, id| {
         let Some(ids) = ids.get_mut(sample) else { return false };
         ids.push(id);
         if streams {
@@ -56,14 +58,22 @@ pub(crate) fn run(args: Sample, settings: &Settings) -> Result<Exit, Failure> {
             }
         }
         true
-    })?;
+    };
+    let (cache, stop) = (args.kv_cache.map(KvCache::kind), tokenizer.separator());
+    let done = match &runnable {
+        Runnable::Float(model) => {
+            let decoder = Decoder::new(model, 1, cache.unwrap_or(CacheKind::F32))?;
+            sample(decoder, &prompt, stop, draw, &mut emit)?
+        }
+        Runnable::Integer(integer) => sample(integer.decoder(1, cache)?, &prompt, stop, draw, &mut emit)?,
+    };
     let texts: Vec<String> = ids.iter().map(|ids| tokenizer.decode(ids)).collect();
     if settings.json {
         let samples: Vec<Value> =
             texts.iter().zip(&ids).map(|(text, ids)| json!({"text": text, "tokens": ids.len()})).collect();
         output::json(&json!({
             "schema": 1, "prompt": args.prompt, "text": texts.first(), "tokens": ids.first().map(Vec::len),
-            "samples": samples, "kv_cache": args.kv_cache.name(), "cache_bytes": done.cache_bytes,
+            "samples": samples, "kv_cache": args.kv_cache.map(KvCache::name), "cache_bytes": done.cache_bytes,
             "prefill_tokens_per_second": done.prefill_rate(), "decode_tokens_per_second": done.decode_rate(),
         }));
     } else if streams {

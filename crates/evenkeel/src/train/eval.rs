@@ -1,6 +1,6 @@
 //! Mean token loss over text, in blocks of the training length.
 
-use crate::data::ValidationBlocks;
+use crate::data::{Batch, DataError, ValidationBlocks};
 use crate::error::Result;
 use crate::model::Transformer;
 use crate::tap::{NoTap, Tap};
@@ -34,12 +34,24 @@ pub fn evaluate(
 ) -> Result<Evaluation> {
     let mut none = NoTap;
     let tap = tap.unwrap_or(&mut none);
-    let (mut sum, mut tokens) = (0.0, 0u64);
-    for batch in blocks {
-        let batch = batch?;
+    mean_loss(blocks, |batch| {
         let loss = model.loss(&Tape::off(), tap, &batch.inputs, &batch.targets, batch.sequences)?;
-        let loss = loss.tensor().to_dtype(candle_core::DType::F64)?.to_scalar::<f64>()?;
-        sum += loss * batch.tokens() as f64;
+        Ok(loss.tensor().to_dtype(candle_core::DType::F64)?.to_scalar::<f64>()?)
+    })
+}
+
+/// Mean over the tokens of `batches` of what `loss` gives as the mean of each batch.
+///
+/// # Errors
+/// If a batch cannot be read, or what `loss` returns.
+pub fn mean_loss(
+    batches: impl Iterator<Item = std::result::Result<Batch, DataError>>,
+    mut loss: impl FnMut(&Batch) -> Result<f64>,
+) -> Result<Evaluation> {
+    let (mut sum, mut tokens) = (0.0, 0u64);
+    for batch in batches {
+        let batch = batch?;
+        sum += loss(&batch)? * batch.tokens() as f64;
         tokens += batch.tokens() as u64;
     }
     Ok(Evaluation { tokens, loss: sum / tokens.max(1) as f64 })

@@ -15,7 +15,7 @@ mod trainer;
 mod updates;
 
 pub use alarms::AlarmLine;
-pub use eval::{Evaluation, evaluate};
+pub use eval::{Evaluation, evaluate, mean_loss};
 pub use guard::{Divergence, Guard};
 pub use log::{StatsLine, StepLine};
 pub use memory::{MemoryPlan, peak_rss_bytes, plan_memory};

@@ -102,7 +102,7 @@ impl Bench {
                 self.float.last_logits(&tape, &mut NoTap, ids, sequences)?;
             }
             Mode::DecodeInteger => {
-                let mut decoder = self.integer.decoder(sequences)?;
+                let mut decoder = self.integer.decoder(sequences, None)?;
                 decoder.prefill(&self.prompt())?;
                 return self.time_decoding(|ids| Ok(decoder.decode(ids).map(|_| ())?));
             }

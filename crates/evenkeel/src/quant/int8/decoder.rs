@@ -2,7 +2,7 @@
 
 use super::{FusedDecoder, IntegerModel};
 use crate::cache::CacheKind;
-use crate::decode::Decoder;
+use crate::decode::{Continues, Decoder};
 use crate::error::Result;
 use crate::model::ModelError;
 use crate::quant::QuantTap;
@@ -12,16 +12,18 @@ use candle_core::Tensor;
 pub enum IntegerDecoder<'a> {
     /// On bytes.
     Fused(Box<FusedDecoder<'a>>),
-    /// With quantisers between float32 tensors. Keys and values lie on their grids and are kept in float32.
+    /// With quantisers between float32 tensors. Keys and values lie on their grids, and are kept as the cache's kind says.
     Generic(Box<(Decoder<'a>, QuantTap)>),
 }
 
 impl<'a> IntegerDecoder<'a> {
-    pub(super) fn new(model: &'a IntegerModel, sequences: usize) -> Result<Self> {
-        Ok(match model.fused().filter(|fused| fused.holds(fused.config().context)) {
+    pub(super) fn new(model: &'a IntegerModel, sequences: usize, cache: Option<CacheKind>) -> Result<Self> {
+        // On bytes, keys and values are bytes too.
+        let bytes = matches!(cache, None | Some(CacheKind::Int8));
+        Ok(match model.fused().filter(|fused| bytes && fused.holds(fused.config().context)) {
             Some(fused) => Self::Fused(Box::new(FusedDecoder::new(fused, sequences)?)),
             None => {
-                let decoder = Decoder::new(model.model(), sequences, CacheKind::F32)?;
+                let decoder = Decoder::new(model.model(), sequences, cache.unwrap_or(CacheKind::F32))?;
                 Self::Generic(Box::new((decoder, model.tap())))
             }
         })
@@ -93,5 +95,20 @@ impl<'a> IntegerDecoder<'a> {
             Self::Fused(decoder) => decoder.cache_bytes(),
             Self::Generic(generic) => generic.0.cache_bytes(),
         }
+    }
+}
+
+impl Continues for IntegerDecoder<'_> {
+    fn prefill(&mut self, ids: &[u32]) -> Result<Tensor> {
+        IntegerDecoder::prefill(self, ids)
+    }
+    fn repeated(self, times: usize) -> Self {
+        IntegerDecoder::repeated(self, times)
+    }
+    fn held(&self) -> usize {
+        self.len()
+    }
+    fn cache_bytes(&self) -> usize {
+        IntegerDecoder::cache_bytes(self)
     }
 }

@@ -22,6 +22,7 @@ pub use fused::{Fused, FusedDecoder};
 pub use grids::ActivationGrid;
 
 use super::tap::QuantTap;
+use crate::cache::CacheKind;
 use crate::error::Result;
 use crate::model::{Block, Embedding, Head, ModelConfig, ModelError, Parts, Transformer};
 use crate::tap::{Site, Tap};
@@ -139,12 +140,12 @@ impl IntegerModel {
         Ok(self.model.logits(&Tape::off(), &mut self.tap(), ids, sequences)?.tensor().clone())
     }
 
-    /// What continues `sequences` sequences token by token, by the fastest path.
+    /// What continues `sequences` sequences token by token: by the fastest path, unless a kind of cache asks for the generic one.
     ///
     /// # Errors
     /// If the model does not predict the next token, or there is no sequence.
-    pub fn decoder(&self, sequences: usize) -> Result<IntegerDecoder<'_>> {
-        IntegerDecoder::new(self, sequences)
+    pub fn decoder(&self, sequences: usize, cache: Option<CacheKind>) -> Result<IntegerDecoder<'_>> {
+        IntegerDecoder::new(self, sequences, cache)
     }
 
     /// The path on bytes, if the model is one for it.

@@ -63,7 +63,7 @@ fn integer(model: &Transformer, scheme: &str) -> IntegerModel {
         context: CONTEXT,
     };
     let scheme = Scheme::preset(scheme).unwrap();
-    let simulation = Simulation::new(model, &scheme, &[batch(1), batch(2)], &mut || {}).unwrap();
+    let simulation = Simulation::new(model, &scheme, &[], &[batch(1), batch(2)], &mut || {}).unwrap();
     convert(&simulation).unwrap()
 }
 
