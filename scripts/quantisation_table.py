@@ -17,11 +17,14 @@ import pathlib
 import re
 import subprocess
 import sys
+import tempfile
 
 SCHEMES = [
     "w8a8", "w8a8_channel", "w8a8_token", "w8a8_int8_head", "w4a16", "w4a8", "w4a4", "fp8", "mxfp8", "mxfp4", "nvfp4"
 ]  # fmt: skip
 REPAIRS = ["smoothquant", "hadamard", "gptq", "bias-correction"]
+# What --out writes as a model of integers; only these have a speed.
+INTEGER = ["w8a8", "w8a8_channel", "w8a8_token", "w8a8_int8_head"]
 REFUSED = 2
 FIGURES = {
     "perplexity": ("quantized", "perplexity"),
@@ -31,7 +34,6 @@ FIGURES = {
     "top1_agreement": ("quantized", "top1_agreement"),
     "bytes": ("quantized", "bytes"),
     "float_bytes": ("float", "bytes"),
-    "tokens_per_second": ("quantized", "tokens_per_second"),
     "eval_tokens": ("summary", "eval_tokens"),
 }
 
@@ -59,6 +61,7 @@ class Program:
         self.binary, self.data, self.models = args.binary, args.data, dict(args.models)
         self.common = ["--data", args.data, "--json", "--quiet", "--color", "never"]
         self.common += ["--threads", str(args.threads)] if args.threads else []
+        self.evaluated = ["--tokens", str(args.eval_tokens)]
         self.version = self.output("--version").strip()
         if "--repair" not in self.output("quantize", "--help"):
             sys.exit(f"{self.binary} knows no repairs; build a newer one")
@@ -85,6 +88,16 @@ class Program:
             sys.exit(f"failed with {done.returncode}: {' '.join(command)}\n{done.stderr}")
         return None, self.named(complaint[1])
 
+    def speed(self, model):
+        """Tokens per second of `eval`, as it says on stderr: the best of three."""
+        words = [word for word in self.common if word != "--quiet"]
+        rates = []
+        for _ in range(3):
+            command = [self.binary, "eval", model, *self.evaluated, *words]
+            done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=True)
+            rates.append(float(re.search(r"(\d+) tokens/s", done.stderr)[1]))
+        return max(rates)
+
     def about(self, words):
         """What a row holds of its origin: it is measured again where this differs."""
         return {"version": self.version, "command": self.named(" ".join(["evenkeel", *words, *self.common]))}
@@ -99,19 +112,26 @@ def measure_model(program, table, name, path, tokens):
     if refused:
         sys.exit(f"{name} cannot be inspected: {refused}")
     summary = {figure: report["summary"][figure] for figure in ["kurtosis_mean", "kurtosis_max"]}
+    summary["tokens_per_second"] = program.speed(path)
     table.add("models", key, summary | about)
     print(f"{name}: kurtosis {summary['kurtosis_mean']:.3f}", file=sys.stderr)
 
 
 def measure_cell(program, table, name, path, scheme, repairs):
-    words = ["quantize", path, "--scheme", scheme, *(word for repair in repairs for word in ("--repair", repair))]
+    words = ["quantize", path, "--scheme", scheme, *program.evaluated]
+    words += [word for repair in repairs for word in ("--repair", repair)]
     key, about = {"model": name, "scheme": scheme, "repairs": repairs}, program.about(words)
     if table.has("cells", key | about):
         return
-    report, refused = program.run(words)
+    with tempfile.TemporaryDirectory() as folder:
+        out = os.path.join(folder, "int8")
+        written = ["--out", out] if scheme in INTEGER and not repairs else []
+        report, refused = program.run([*words, *written])
+        speed = program.speed(out) if report and written else None
     figures = {"refused": refused}
     if report:
         figures = {figure: report.get(part, {}).get(place) for figure, (part, place) in FIGURES.items()}
+        figures["tokens_per_second"] = speed
         figures = {figure: value for figure, value in figures.items() if value is not None}
     table.add("cells", key, figures | about)
     said = refused or f"perplexity {figures['perplexity']:.3f}"
@@ -139,12 +159,12 @@ def row(words):
 
 def markdown(found, names):
     """A short table of the models, and for each one of a row per scheme."""
-    notes, lines = Notes(), [row(["model", "kurtosis", "float perplexity", "MiB"]), row(["---"] * 4)]
+    notes, lines = Notes(), [row(["model", "kurtosis", "float perplexity", "MiB", "tokens/s"]), row(["---"] * 5)]
     of_model = lambda name: [cell for cell in found["cells"] if cell["model"] == name]
     for line in (line for line in found["models"] if line["model"] in names):
         ran = next((cell for cell in of_model(line["model"]) if "refused" not in cell), None)
         floats = [f"{ran['float_perplexity']:.3f}", f"{ran['float_bytes'] / 2**20:.2f}"] if ran else ["–", "–"]
-        lines.append(row([line["model"], f"{line['kurtosis_mean']:.2f}", *floats]))
+        lines.append(row([line["model"], f"{line['kurtosis_mean']:.2f}", *floats, f"{line['tokens_per_second']:.0f}"]))
     for name in names:
         lines += ["", f"**{name}**", "", *scheme_lines(of_model(name), notes)]
     return "\n".join([*lines, "", *notes.lines()]).rstrip() + "\n"
@@ -193,6 +213,7 @@ def main():
     parser.add_argument("--schemes", nargs="+", default=SCHEMES)
     parser.add_argument("--repairs", nargs="*", default=REPAIRS, help="each is run alone; joined by +, together")
     parser.add_argument("--tokens", type=int, default=32768, help="tokens of inspect [default: 32768]")
+    parser.add_argument("--eval-tokens", type=int, default=32768, help="tokens of quantize and eval [default: 32768]")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("experiments/quantisation.json"))
     args = parser.parse_args()

@@ -199,6 +199,9 @@ pub(crate) struct Eval {
     pub(crate) text: TextArgs,
     #[command(flatten)]
     pub(crate) cut: CutArgs,
+    /// Tokens of --data and --text to run at most [default: all]
+    #[arg(long, value_name = "N")]
+    pub(crate) tokens: Option<u64>,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -282,6 +285,9 @@ pub(crate) struct Quantize {
     /// Calibrate on this instead: a data folder (its training part), a text file, or a .json file of ids
     #[arg(long, value_name = "PATH")]
     pub(crate) calib: Option<PathBuf>,
+    /// Tokens of --data and --text to evaluate on at most [default: all]
+    #[arg(long, value_name = "N")]
+    pub(crate) tokens: Option<u64>,
     /// Calibration batches of 8 sequences; ids are one batch
     #[arg(long, default_value_t = 4, value_name = "N")]
     pub(crate) calib_batches: usize,

@@ -23,8 +23,8 @@ pub(crate) struct Texts {
 }
 
 enum Evaluated {
-    /// The validation part of a stream, in blocks of so many tokens.
-    Stream(Arc<Dataset>, usize),
+    /// The validation part of a stream, in blocks of so many tokens, of so many tokens at most.
+    Stream(Arc<Dataset>, usize, Option<u64>),
     Batch(Batch),
 }
 
@@ -53,7 +53,7 @@ impl Texts {
         };
         let are_one = args.calib.is_none() && args.text.data.is_none();
         let evaluation = match source {
-            Source::Stream(dataset) => Evaluated::Stream(dataset, context),
+            Source::Stream(dataset) => Evaluated::Stream(dataset, context, args.tokens),
             Source::Ids(ids) => Evaluated::Batch(predicted(&ids)?),
         };
         Ok(Self { calibration, evaluation, are_one })
@@ -67,14 +67,14 @@ impl Texts {
         seed: u64,
     ) -> Result<Self, Failure> {
         let calibration = batches(&Source::Stream(dataset.clone()), context, count, seed)?;
-        Ok(Self { calibration, evaluation: Evaluated::Stream(dataset.clone(), context), are_one: false })
+        Ok(Self { calibration, evaluation: Evaluated::Stream(dataset.clone(), context, None), are_one: false })
     }
 
     /// The evaluation text, from its beginning.
     pub(crate) fn evaluation(&self) -> Result<Evaluation, Failure> {
         Ok(match &self.evaluation {
-            Evaluated::Stream(dataset, context) => {
-                Evaluation::Blocks(Box::new(blocks(dataset, *context, None)?))
+            Evaluated::Stream(dataset, context, tokens) => {
+                Evaluation::Blocks(Box::new(blocks(dataset, *context, *tokens)?))
             }
             Evaluated::Batch(batch) => Evaluation::Batch(Some(batch.clone())),
         })
