@@ -325,9 +325,22 @@ mod x86 {
         let mut sums = [_mm256_set1_epi32(black_box(0)); CHAINS];
         for _ in 0..rounds {
             for sum in &mut sums {
-                // Opaque, so that the products are not taken out of the loop.
-                let (even, odd) = (_mm256_madd_epi16(black_box(a), b), _mm256_madd_epi16(black_box(b), a));
-                *sum = _mm256_add_epi32(*sum, _mm256_add_epi32(even, odd));
+                // In assembly, since the compiler would take products that are all the same out of the loop.
+                // SAFETY: arithmetic on registers; AVX2 exists.
+                unsafe {
+                    std::arch::asm!(
+                        "vpmaddwd {even}, {a}, {b}",
+                        "vpmaddwd {odd}, {b}, {a}",
+                        "vpaddd {even}, {even}, {odd}",
+                        "vpaddd {sum}, {sum}, {even}",
+                        a = in(ymm_reg) a,
+                        b = in(ymm_reg) b,
+                        even = out(ymm_reg) _,
+                        odd = out(ymm_reg) _,
+                        sum = inout(ymm_reg) *sum,
+                        options(nomem, nostack, preserves_flags),
+                    );
+                }
             }
         }
         total(sums.into_iter().fold(_mm256_setzero_si256(), |t, s| _mm256_add_epi32(t, s)))

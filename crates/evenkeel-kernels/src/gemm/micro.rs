@@ -1,7 +1,7 @@
 //! The innermost loops, one file per instruction set: a tile of `rows` × `columns` of the output.
 //!
-//! All share one data layout, in *groups* of four bytes along the inner dimension ([`Element`]): one float32, two
-//! bfloat16 (or, a seam for integer products, four int8). Per group a kernel broadcasts one group of each row of
+//! All share one data layout, in *groups* of four bytes along the inner dimension ([`Element`]): one float32 or two
+//! bfloat16 (four bytes have loops of their own, in `int8`). Per group a kernel broadcasts one group of each row of
 //! `a`, multiplies it with the `columns` groups of `b` and adds to float32 accumulators that stay in registers:
 //!
 //! * `a`: row r, group g at `(g / 16) · rows · 16 + r · 16 + g mod 16`: sixteen groups of a row in one cache line;
