@@ -67,7 +67,11 @@ impl Texts {
         seed: u64,
     ) -> Result<Self, Failure> {
         let calibration = batches(&Source::Stream(dataset.clone()), context, count, seed)?;
-        Ok(Self { calibration, evaluation: Evaluated::Stream(dataset.clone(), context, None), are_one: false })
+        Ok(Self {
+            calibration,
+            evaluation: Evaluated::Stream(dataset.clone(), context, None),
+            are_one: false,
+        })
     }
 
     /// The evaluation text, from its beginning.

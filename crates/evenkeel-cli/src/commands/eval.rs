@@ -23,7 +23,9 @@ pub(crate) fn run(args: Eval, settings: &Settings) -> Result<Exit, Failure> {
     let context = args.cut.context(model.config(), MOST_CONTEXT)?;
     let begun = Instant::now();
     let evaluation = match Source::open(&args.text, &folder, model.config())? {
-        Source::Stream(dataset) => mean_loss(blocks(&dataset, context, args.tokens)?, |batch| runnable.loss(batch))?,
+        Source::Stream(dataset) => {
+            mean_loss(blocks(&dataset, context, args.tokens)?, |batch| runnable.loss(batch))?
+        }
         Source::Ids(ids) => mean_loss(std::iter::once(Ok(predicted(&ids)?)), |batch| runnable.loss(batch))?,
     };
     if !settings.quiet {

@@ -26,7 +26,7 @@ pub(crate) fn locate(model: &Path, settings: &Settings) -> Result<PathBuf, Failu
     }
 }
 
-/// Opens MODEL without reading its weights.
+/// Opens MODEL without reading its weights, unless it is a model of integers.
 pub(crate) fn open(model: &Path, settings: &Settings) -> Result<OnDisk, Failure> {
     Ok(OnDisk::open(&locate(model, settings)?)?)
 }

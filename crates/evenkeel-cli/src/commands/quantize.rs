@@ -19,9 +19,13 @@ pub(crate) fn run(args: Quantize, settings: &Settings) -> Result<Exit, Failure> 
     let (model, folder) = model::load(&args.model, settings)?;
     let repairs = args.repair.iter().map(|text| text.parse()).collect::<Result<Vec<Repair>, _>>()?;
     let texts = Texts::open(&args, &folder, model.config(), settings)?;
+    // What cannot be is said before the work.
+    let plan = scheme.plan(model.config(), model.parameters().iter().map(|p| p.name.as_str()))?;
+    if let Some(out) = &args.out {
+        int8::check(&plan)?;
+        place::check(out, &folder, &WRITTEN, settings)?;
+    }
     if settings.dry_run {
-        let names = model.parameters().iter().map(|p| p.name.as_str());
-        scheme.plan(model.config(), names)?;
         let (parameters, scheme) = (model.parameter_count(), &scheme.name);
         if settings.json {
             output::json(&json!({"schema": 1, "dry_run": true, "scheme": scheme, "parameters": parameters}));
@@ -32,9 +36,6 @@ pub(crate) fn run(args: Quantize, settings: &Settings) -> Result<Exit, Failure> 
     }
     if texts.are_one && !settings.quiet {
         output::note("calibrated and evaluated on the same text; --calib names another to calibrate on");
-    }
-    if let Some(out) = &args.out {
-        place::check(out, &folder, &WRITTEN, settings)?;
     }
     let recipe = Recipe { scheme: &scheme, repairs: &repairs };
     let (simulation, report) = quantise(&model, &recipe, &texts, settings)?;

@@ -4,9 +4,8 @@
 //! all rows share one grid, its zero point is part of the offsets and its step of the columns' scales.
 
 use super::requantise::{Scale, Terms, dequantise_into, requantise_into};
-use super::{PackedI8, gemm_i8};
+use super::{PackedI8, gemm_i8_into};
 use crate::quant::Grid;
-use crate::threads::Shared;
 
 /// What differs from row to row.
 #[derive(Clone, Copy, Debug, Default)]
@@ -25,11 +24,7 @@ pub fn layer(x: &[u8], rows: usize, w: &PackedI8, terms: Terms, by_row: Rows, ou
     assert_eq!(out.len(), rows * w.outputs());
     assert!(by_row.grids.is_none_or(|grids| grids.len() == rows));
     let own = by_row.grids.is_some() || by_row.weight_zero_point != 0;
-    let out = Shared::new(out);
-    gemm_i8(x, rows, w, |row, first, sums| {
-        let at = row * w.outputs() + first;
-        // SAFETY: `gemm_i8` hands out every element once, so the piece is this call's own; it lies inside by the assertion.
-        let piece = unsafe { std::slice::from_raw_parts_mut(out.at(at), sums.len()) };
+    gemm_i8_into(x, rows, w, out, |row, first, sums, piece| {
         let terms = terms.columns(first, sums.len());
         if own {
             of_row(x, row, w, first, sums, terms, by_row, piece);
@@ -60,13 +55,13 @@ fn of_row(
         weight_zero => {
             let x = &x[row * w.inner()..][..w.inner()];
             let sum: i32 = x.iter().map(|&b| i32::from(b)).sum();
-            weight_zero * (w.inner() as i32 * zero - sum)
+            weight_zero.wrapping_mul((w.inner() as i32).wrapping_mul(zero).wrapping_sub(sum))
         }
     };
     let offset: Vec<i32> = w.sums()[first..first + sums.len()]
         .iter()
         .zip(terms.offset)
-        .map(|(sum, offset)| offset.wrapping_add(constant - zero * sum))
+        .map(|(sum, offset)| offset.wrapping_add(constant).wrapping_sub(zero.wrapping_mul(*sum)))
         .collect();
     let scale: Vec<f32> = match terms.scale {
         Scale::One(scale) => vec![step * scale],
@@ -85,11 +80,7 @@ fn of_row(
 /// If sizes disagree, or the grid's integers are not bytes.
 pub fn layer_u8(x: &[u8], rows: usize, w: &PackedI8, terms: Terms, grid: Grid, out: &mut [u8]) {
     assert_eq!(out.len(), rows * w.outputs());
-    let out = Shared::new(out);
-    gemm_i8(x, rows, w, |row, first, sums| {
-        let at = row * w.outputs() + first;
-        // SAFETY: as in `layer`.
-        let piece = unsafe { std::slice::from_raw_parts_mut(out.at(at), sums.len()) };
+    gemm_i8_into(x, rows, w, out, |_, first, sums, piece| {
         requantise_into(sums, terms.columns(first, sums.len()), grid, piece);
     });
 }

@@ -22,7 +22,7 @@ use thiserror::Error;
 pub struct Quantised<'a> {
     /// What the model is.
     pub config: &'a ModelConfig,
-    /// Every parameter by name, float32, as it was before any rounding.
+    /// Every parameter by name, float32: as it was before any rounding, or on its grid, which gives the same integers.
     pub parameters: BTreeMap<String, Tensor>,
     /// Grids of the parameters that are stored as integers. A grid of `head.weight` is for the head alone, also where it
     /// shares its table with the embedding.

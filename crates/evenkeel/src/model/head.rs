@@ -61,9 +61,15 @@ impl Head {
             (true, true, None) => Some(b.matrix(TOKEN_TABLE.into(), [c.vocab, d_embed], start)?),
             (true, false, _) => Some(b.matrix("head.weight".into(), [c.vocab, d_embed], start)?),
         };
-        let bias = match c.head_bias {
-            true => Some(b.parameter("head.bias".into(), &[c.vocab], Start::Constant(0.0))?),
-            false => None,
+        // That of a tied head is no part of the table's matrix.
+        let held = !c.tie_head && weight.as_ref().is_some_and(Matrix::holds_bias);
+        let bias = match (c.head_bias, held) {
+            (false, _) => None,
+            (true, false) => Some(b.parameter("head.bias".into(), &[c.vocab], Start::Constant(0.0))?),
+            (true, true) => {
+                b.held("head.bias".into(), c.vocab);
+                None
+            }
         };
         let parameters = b.since(mark);
         Ok(Self { norm, proj, transform, weight, bias, readout: c.readout, parameters })
@@ -121,8 +127,11 @@ impl Head {
         let (x, weight, bias) = match self.before(tape, x_btd.clone())? {
             (x, Matrix::Float(weight), bias) => (x, param(tape, &weight), bias),
             (x, Matrix::Stored(matrix), bias) => {
-                let logits = visit(tap, site, stored_logits(&matrix, x.tensor(), bias.as_ref())?)?;
-                return Ok(ops::cross_entropy(tape, &logits, targets)?);
+                if tap.wants(site) {
+                    let logits = visit(tap, site, stored_logits(&matrix, x.tensor(), bias.as_ref())?)?;
+                    return Ok(ops::cross_entropy(tape, &logits, targets)?);
+                }
+                return Ok(stored_loss(tape, &matrix, x.tensor(), bias.as_ref(), targets)?);
             }
         };
         if tap.wants(site) {
@@ -144,6 +153,29 @@ impl Head {
         };
         Ok((x, weight.clone(), self.bias.as_ref().map(|bias| param(tape, bias))))
     }
+}
+
+/// Logits held at a time: 64 MB of them.
+const LOGITS: usize = 1 << 24;
+
+/// Mean cross-entropy of a stored head, some rows after the other.
+fn stored_loss(
+    tape: &Tape,
+    matrix: &StoredMatrix,
+    x: &Tensor,
+    bias: Option<&Value>,
+    targets: &[u32],
+) -> CandleResult<Value> {
+    let [vocab, inner] = matrix.shape();
+    let x = x.reshape((targets.len(), inner))?;
+    let some = (LOGITS / vocab.max(1)).max(1);
+    let mut sum = 0.0;
+    for (i, targets) in targets.chunks(some).enumerate() {
+        let logits = stored_logits(matrix, &x.narrow(0, i * some, targets.len())?, bias)?;
+        let mean = ops::cross_entropy(tape, &logits, targets)?;
+        sum += f64::from(mean.tensor().to_scalar::<f32>()?) * targets.len() as f64;
+    }
+    Ok(Value::constant(Tensor::new((sum / targets.len() as f64) as f32, x.device())?))
 }
 
 /// x Wᵀ + b of a stored matrix.

@@ -36,10 +36,10 @@ impl Linear {
     ) -> Result<Self, ModelError> {
         let weight = b.matrix(format!("{name}.weight"), [d_out, d_in], start)?;
         let bias_name = format!("{name}.bias");
-        let bias = match (&weight, biased) {
-            (_, false) => None,
-            (Matrix::Float(_), true) => Some(b.parameter(bias_name, &[d_out], Start::Constant(0.0))?),
-            (Matrix::Stored(_), true) => {
+        let bias = match (biased, weight.holds_bias()) {
+            (false, _) => None,
+            (true, false) => Some(b.parameter(bias_name, &[d_out], Start::Constant(0.0))?),
+            (true, true) => {
                 b.held(bias_name, d_out);
                 None
             }

@@ -26,6 +26,13 @@ pub(super) enum Matrix {
     Stored(Arc<StoredMatrix>),
 }
 
+impl Matrix {
+    /// Whether it adds its layer's bias itself.
+    pub(super) fn holds_bias(&self) -> bool {
+        matches!(self, Self::Stored(matrix) if matches!(**matrix, StoredMatrix::Int8(_)))
+    }
+}
+
 /// A matrix in fewer bits than float32, with the bias that is added to its products.
 pub enum StoredMatrix {
     /// Signed bytes.
@@ -88,6 +95,13 @@ impl IntMatrix {
         if inner > MAX_INNER {
             return Err(format!("rows of {inner} are too long for 32-bit sums, at most {MAX_INNER}"));
         }
+        // No bracket of the formula exceeds the largest x - z_x times the largest w - z_w, 128 or 255, for each product.
+        let most = inner as i64 * 255 * if zero_point == 0 { 128 } else { 255 };
+        let room = i64::from(i32::MAX) - most;
+        let larger = |bias: &Vec<i32>| bias.iter().any(|b| i64::from(*b).abs() > room);
+        if room < 0 || matches!(&bias, IntBias::Int(bias) if larger(bias)) {
+            return Err(format!("sums over {inner} integers and their bias could overflow"));
+        }
         if scales.len() != 1 && scales.len() != outputs {
             return Err(format!("{} scales do not fit {outputs} outputs", scales.len()));
         }
@@ -107,9 +121,10 @@ impl IntMatrix {
         let mut step = 1.0;
         if let InputGrid::Static(grid) = input {
             let zero = grid.zero_point as i32;
-            let constant = inner as i32 * zero * zero_point;
+            // These may wrap; what they add up to with a product's sum does not.
+            let constant = (inner as i32).wrapping_mul(zero * zero_point);
             for (offset, sum) in offset.iter_mut().zip(packed.sums()) {
-                *offset = offset.wrapping_add(constant - zero * sum);
+                *offset = offset.wrapping_add(constant).wrapping_sub(zero.wrapping_mul(*sum));
             }
             step = grid.scale;
         }

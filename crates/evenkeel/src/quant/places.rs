@@ -56,6 +56,11 @@ pub fn is_quantised_weight(name: &str) -> bool {
     matrix || name.ends_with("norm.gain")
 }
 
+/// Whether a parameter may be quantised at all: matrices, the head's among them, and norm gains; not attention gates.
+pub fn may_be_quantised(name: &str) -> bool {
+    is_quantised_weight(name) || name == "head.weight"
+}
+
 /// Whether a site is what a matrix of a block reads.
 pub fn is_product_input(site: Site) -> bool {
     matches!(site.place, Place::AttnIn | Place::AttnContext | Place::MlpIn | Place::MlpHidden)

@@ -11,7 +11,15 @@ use crate::model::{Input, Transformer};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
-/// The scheme settled for the repaired model, and that model rounded.
+/// A repaired model, the scheme settled for it, and it rounded.
+pub(super) struct Repaired {
+    /// In float.
+    pub(super) float: Transformer,
+    pub(super) plan: Plan,
+    pub(super) rounded: Rounded,
+}
+
+/// Repairs, settles the scheme, rounds.
 ///
 /// # Errors
 /// If the scheme does not fit, a repair cannot be made, or a weight is not finite.
@@ -20,26 +28,24 @@ pub(super) fn rounded_after(
     scheme: &Scheme,
     repairs: &[Repair],
     calibration: &[Batch],
-) -> Result<(Plan, Rounded)> {
+) -> Result<Repaired> {
     let plan_of =
         |model: &Transformer| scheme.plan(model.config(), model.parameters().iter().map(|p| p.name.as_str()));
     if repairs.is_empty() {
         let plan = plan_of(model)?;
         let rounded = quantise_weights(model, &plan)?;
-        return Ok((plan, rounded));
+        return Ok(Repaired { float: model.clone(), plan, rounded });
     }
     let inputs: Vec<Input> = calibration.iter().cloned().map(Input::from).collect();
     let (model, _) = repair_float(model, repairs, &inputs)?;
     let plan = plan_of(&model)?;
     let nearest = quantise_weights(&model, &plan)?;
     if !repairs.iter().any(|r| r.needs_rounding()) {
-        return Ok((plan, nearest));
+        return Ok(Repaired { float: model, plan, rounded: nearest });
     }
     let rounding = PlanRounding { plan: &plan, cells: RefCell::default() };
     let (repaired, _) = repair_rounded(&model, repairs, &inputs, &rounding)?;
     let mut cells = rounding.cells.into_inner();
-    // Tables, norms and the head stay as the scheme rounds and stores them.
-    let inside = |name: &str| name.starts_with("blocks.");
     let tensors: BTreeMap<&str, _> =
         repaired.parameters().iter().map(|p| (p.name.as_str(), &p.tensor)).collect();
     let merged = nearest.model.map_parameters(|p| {
@@ -52,7 +58,12 @@ pub(super) fn rounded_after(
             w.rounding = rounding;
         }
     }
-    Ok((plan, Rounded { model: merged, weights }))
+    Ok(Repaired { float: model, plan, rounded: Rounded { model: merged, weights } })
+}
+
+/// Whether repairs decide how a parameter is rounded: tables stay as the scheme rounds them, and so does a head that is one.
+fn inside(name: &str) -> bool {
+    name.starts_with("blocks.") || name.starts_with("head.")
 }
 
 /// A plan as repairs round by it; keeps the cells it chose.
@@ -63,7 +74,7 @@ struct PlanRounding<'a> {
 
 impl Rounds for PlanRounding<'_> {
     fn rounds(&self, name: &str) -> bool {
-        self.plan.weights.contains_key(name)
+        self.plan.weights.contains_key(name) && inside(name)
     }
 
     fn round(&self, name: &str, w: &[f32], (_, width): (usize, usize)) -> Vec<f32> {

@@ -5,9 +5,10 @@
 
 use super::QuantError;
 use super::places::{
-    has_quantiser, is_product_input, is_product_weight, is_quantised_weight, is_residual, sites,
+    has_quantiser, is_product_input, is_product_weight, is_quantised_weight, is_residual, may_be_quantised,
+    sites,
 };
-use super::spec::{Granularity, Scale, Spec};
+use super::spec::{Format, Granularity, Scale, Spec};
 use crate::model::config::{ModelConfig, Norm, NormPosition};
 use crate::names::NameFilter;
 use crate::tap::{Place, Site};
@@ -242,16 +243,18 @@ impl Scheme {
         let mut weights = BTreeMap::new();
         // A tied head counts as a parameter of its own: it may be stored in another way than the table.
         let tied = config.tie_head.then_some("head.weight");
-        for name in parameters.chain(tied) {
+        for name in parameters.chain(tied).filter(|name| may_be_quantised(name)) {
             let chosen = match self.places {
                 _ if name == "head.weight" => self.head == HeadFormat::Int8,
                 Places::All => is_quantised_weight(name),
                 Places::Products => is_product_weight(name),
             };
-            let chosen = base_weight.filter(|_| chosen);
+            let base = if name == "head.weight" { Some(in_bytes(base_weight, HEAD)) } else { base_weight };
+            let chosen = base.filter(|_| chosen);
             if let Some((spec, words)) = overrides.of(name, chosen, Spec::WEIGHT)? {
                 check_weight(spec, words)?;
-                weights.insert(name.to_string(), spec);
+                // A weight is there beforehand, whatever the words say.
+                weights.insert(name.to_string(), Spec { dynamic: false, ..spec });
             }
         }
         // An override may have added the head's quantiser or taken it away.
@@ -264,13 +267,26 @@ impl Scheme {
         if config.tie_head
             && let Some(spec) = weights.remove("head.weight")
         {
+            let table = weights.get("embed.token.weight");
+            if self.sites.contains_key("embed.token.weight") && table.is_some_and(|own| *own != spec) {
+                let problem = "the head shares this table, and as integers both have one quantiser: give it to head.weight";
+                return Err(QuantError::Words { words: self.sites["embed.token.weight"].clone(), problem });
+            }
             weights.insert("embed.token.weight".into(), spec);
         }
         let mut activations = BTreeMap::new();
         for site in sites(config) {
-            let chosen = base_activation.filter(|_| self.has_place(config, head, site));
+            let base = match self.adds(head, site) {
+                true => Some(in_bytes(base_activation, Spec::ACTIVATION)),
+                false => base_activation,
+            };
+            let chosen = base.filter(|_| self.has_place(config, head, site));
             if let Some((spec, words)) = overrides.of(&site.to_string(), chosen, Spec::ACTIVATION)? {
                 check_activation(spec, words)?;
+                if spec.granularity == Granularity::Channel && !site.place.has_channels() {
+                    let problem = "scores and probabilities have no channels: use tensor or token";
+                    return Err(QuantError::Words { words: format!("{site}: {spec}"), problem });
+                }
                 activations.insert(site, spec);
             }
         }
@@ -279,6 +295,11 @@ impl Scheme {
             return Err(QuantError::FitsNothing { scheme: self.name.clone() });
         }
         Ok(Plan { scheme: self.name.clone(), weights, activations, head })
+    }
+
+    /// Whether a site is quantised for the head's or the stream's sake, which are int8 whatever the scheme's words are.
+    fn adds(&self, head: HeadFormat, site: Site) -> bool {
+        is_residual(site) || site.place == Place::FinalNorm && head == HeadFormat::Int8
     }
 
     fn has_place(&self, config: &ModelConfig, head: HeadFormat, site: Site) -> bool {
@@ -304,6 +325,14 @@ impl Scheme {
 
 const FLOAT: &str = "float";
 
+/// A head of integers where a scheme's own weights are none of 8 bits.
+const HEAD: Spec = Spec { granularity: Granularity::Channel, ..Spec::WEIGHT };
+
+/// The scheme's own quantiser if it is int8, else `other`.
+fn in_bytes(own: Option<Spec>, other: Spec) -> Spec {
+    own.filter(|spec| matches!(spec.format, Format::Int { bits: 8, .. })).unwrap_or(other)
+}
+
 /// The quantiser that words make of `start`; `None` for `float`.
 fn base(words: &str, start: Spec) -> Result<Option<Spec>, QuantError> {
     match words {
@@ -327,6 +356,9 @@ fn check_activation(spec: Spec, words: &str) -> Result<(), QuantError> {
         (_, Scale::PowerOfTwo, false) => "`mx` scales come from the values of a group: they cannot be static",
         (Granularity::Token | Granularity::Group(_), Scale::Float, false) => {
             "steps of tokens and groups cannot be static: add `dynamic`"
+        }
+        (Granularity::Channel, _, false) if spec.range.is_sketched() => {
+            "ranges of channels are followed: use min_max, running or running_percentile"
         }
         (Granularity::Channel, _, true) => "steps of channels cannot be dynamic: add `static`",
         _ => return Ok(()),

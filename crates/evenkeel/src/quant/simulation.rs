@@ -3,7 +3,7 @@
 use super::QuantError;
 use super::comparison::Comparison;
 use super::repair::Repair;
-use super::repaired::rounded_after;
+use super::repaired::{Repaired, rounded_after};
 use super::report::{FloatSide, QuantReport, QuantSide, QuantSite, QuantSummary, stored_bytes};
 use super::scheme::{HeadFormat, Plan, Scheme};
 use super::tap::{Calibrated, QuantTap};
@@ -18,6 +18,8 @@ use candle_core::Tensor;
 
 /// A model, calibrated for a scheme.
 pub struct Simulation {
+    /// In float, after repairs.
+    float: Transformer,
     plan: Plan,
     rounded: Rounded,
     tap: QuantTap,
@@ -41,7 +43,7 @@ impl Simulation {
         if calibration.is_empty() {
             return Err(QuantError::NoCalibration.into());
         }
-        let (plan, rounded) = rounded_after(model, scheme, repairs, calibration)?;
+        let Repaired { float, plan, rounded } = rounded_after(model, scheme, repairs, calibration)?;
         let mut tap = QuantTap::new(&plan);
         for batch in calibration {
             forward(&rounded.model, &mut tap, &batch.inputs, batch.sequences)?;
@@ -49,6 +51,7 @@ impl Simulation {
         }
         tap.fix()?;
         Ok(Self {
+            float,
             plan,
             rounded,
             tap,
@@ -126,11 +129,11 @@ impl Simulation {
         // Of the rounded model, which holds a copy of a head that is stored in another way than the table it was tied to.
         for after in self.rounded.model.parameters() {
             let elements = after.tensor.elem_count() as u64;
-            let original = before.parameters().iter().find(|p| p.name == after.name);
-            match (weights.get(&after.name), original) {
-                (Some(w), Some(original)) => {
+            let unrounded = self.float.parameters().iter().find(|p| p.name == after.name);
+            match (weights.get(&after.name), unrounded) {
+                (Some(w), Some(unrounded)) => {
                     bytes += stored_bytes(elements, w);
-                    let (x, y) = (slice(&original.tensor)?, slice(&after.tensor)?);
+                    let (x, y) = (slice(&unrounded.tensor)?, slice(&after.tensor)?);
                     sites.push(QuantSite::of_weight(&after.name, w, &x, &y));
                 }
                 _ if after.name == "head.weight" && self.plan.head == HeadFormat::Bf16 => {

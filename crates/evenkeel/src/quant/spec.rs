@@ -122,6 +122,13 @@ pub enum Range {
     Kl,
 }
 
+impl Range {
+    /// Whether calibration keeps a histogram, or every value, for it.
+    pub fn is_sketched(self) -> bool {
+        !matches!(self, Range::MinMax | Range::Running | Range::RunningPercentile(_))
+    }
+}
+
 /// A quantiser's data.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Spec {
@@ -289,6 +296,10 @@ impl fmt::Display for Spec {
             Granularity::Group(n) => write!(f, " group:{n}")?,
         }
         f.write_str(if self.dynamic { " dynamic" } else { " static" })?;
+        if self.dynamic || self.scale != Scale::Float {
+            // Of the values' extremes, whatever the words.
+            return Ok(());
+        }
         match self.range {
             Range::MinMax => f.write_str(" min_max"),
             Range::Running => f.write_str(" running"),
@@ -309,12 +320,10 @@ mod tests {
     #[test]
     fn words_replace_what_stood_there_and_are_written_back() {
         let spec = Spec::ACTIVATION.with("int4 token dynamic min_max").unwrap();
-        assert_eq!(spec.to_string(), "int4 asymmetric token dynamic min_max");
-        for words in [
-            "int8 symmetric tensor static mse_fixed",
-            "e2m1 nv group:16 static min_max",
-            "e4m3 mx group:32 dynamic mse:0.2",
-        ] {
+        assert_eq!(spec.to_string(), "int4 asymmetric token dynamic");
+        for words in
+            ["int8 symmetric tensor static mse_fixed", "e2m1 nv group:16 static", "e4m3 mx group:32 dynamic"]
+        {
             assert_eq!(Spec::WEIGHT.with(words).unwrap().to_string(), words);
         }
     }
@@ -323,9 +332,9 @@ mod tests {
     fn a_scale_gives_way_to_words_that_it_cannot_be() {
         let mx = Spec::WEIGHT.with("e2m1 mx").unwrap();
         for (words, result) in [
-            ("int8 channel", "int8 symmetric channel dynamic mse:0"),
+            ("int8 channel", "int8 symmetric channel dynamic"),
             ("e4m3 channel static", "e4m3 channel static mse:0"),
-            ("e5m2", "e5m2 mx group:32 dynamic mse:0"),
+            ("e5m2", "e5m2 mx group:32 dynamic"),
         ] {
             assert_eq!(mx.with(words).unwrap().to_string(), result);
         }

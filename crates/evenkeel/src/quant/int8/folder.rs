@@ -8,12 +8,12 @@ use super::super::QuantError;
 use super::super::grid::{Cell, Quantiser};
 use super::super::places::sites;
 use super::super::rounding::Layout;
-use super::super::scheme::HeadFormat;
+use super::super::scheme::{HeadFormat, Plan};
 use super::super::simulation::Simulation;
-use super::super::spec::Spec;
+use super::super::spec::{Format, Scale, Spec};
 use super::super::tap::QuantTap;
 use super::super::weights::WeightRounding;
-use super::grids::{ActivationGrid, input_grid};
+use super::grids::{ActivationGrid, input_grid, is_bytes};
 use super::stored::Stored;
 use super::{Description, IntegerModel};
 use crate::checkpoint::{CheckpointError, files};
@@ -35,6 +35,8 @@ use std::path::{Path, PathBuf};
 pub const MODEL_TYPE: &str = "evenkeel_int8";
 const WEIGHTS: &str = "model.safetensors";
 const CONFIG: &str = "config.json";
+/// Version of the layout.
+const SCHEMA: u32 = 1;
 
 #[derive(Serialize, Deserialize)]
 struct ConfigFile {
@@ -61,8 +63,34 @@ impl Entry {
     }
 }
 
-/// Biases beyond this many units of the sums stay in float32: with them the sums could overflow.
-const LARGEST_BIAS: f64 = (1u32 << 30) as f64;
+/// Largest bias, in units of the sums, of a layer of so many inputs: with larger ones, which stay float32, sums could overflow.
+fn largest_bias(inner: usize) -> f64 {
+    (i64::from(i32::MAX) - 255 * 255 * inner as i64) as f64
+}
+
+/// Whether the model of a plan can be written.
+///
+/// # Errors
+/// The first quantiser whose values are no bytes.
+pub fn check(plan: &Plan) -> std::result::Result<(), QuantError> {
+    let of_bytes = |spec: &Spec| {
+        let layout = Layout::of_weight(spec.granularity);
+        spec.format == (Format::Int { bits: 8, symmetric: true })
+            && spec.scale == Scale::Float
+            && matches!(layout, Layout::Tensor | Layout::Row)
+    };
+    let weight =
+        plan.weights.iter().find(|(_, spec)| !of_bytes(spec)).map(|(name, spec)| (name.clone(), spec));
+    let site = plan
+        .activations
+        .iter()
+        .find(|(_, spec)| !is_bytes(**spec))
+        .map(|(site, spec)| (site.to_string(), spec));
+    match weight.or(site) {
+        Some((site, spec)) => Err(QuantError::NotInt8 { site, words: spec.to_string() }),
+        None => Ok(()),
+    }
+}
 
 /// Writes a calibrated model into an existing folder.
 ///
@@ -112,7 +140,13 @@ fn contents(simulation: &Simulation, path: &Path) -> Result<(ConfigFile, Vec<u8>
                 entries.insert(p.name.clone(), Entry { dtype: Dtype::BF16, shape, data });
             }
             None => {
-                let bias = integer_bias(config, &grids, &rounded.weights, &p.name, &values);
+                let layer = p.name.strip_suffix(".bias").map(|stem| format!("{stem}.weight"));
+                let matrix =
+                    layer.and_then(|name| rounded.model.parameters().iter().find(|p| p.name == name));
+                let bias = matrix.and_then(|matrix| {
+                    let weight = (matrix.name.as_str(), rounded.weights.get(&matrix.name)?);
+                    integer_bias(config, &grids, weight, matrix.tensor.dims().last().copied()?, &values)
+                });
                 let entry = bias.map_or_else(|| Entry::floats(&values, shape), |b| Entry::ints(&b));
                 entries.insert(p.name.clone(), entry);
             }
@@ -137,7 +171,7 @@ fn contents(simulation: &Simulation, path: &Path) -> Result<(ConfigFile, Vec<u8>
         model_type: MODEL_TYPE.into(),
         model: config.clone(),
         quantization: Description {
-            schema: 1,
+            schema: SCHEMA,
             scheme: plan.scheme.clone(),
             repairs: simulation.repairs().to_vec(),
             calib_tokens: simulation.calib_tokens(),
@@ -194,24 +228,23 @@ fn integers(
     Ok(())
 }
 
-/// A bias in units of its layer's sums, if these are known beforehand and it fits.
+/// A bias in units of its layer's sums, if these are known beforehand and it fits. The layer has `inner` inputs.
 fn integer_bias(
     config: &ModelConfig,
     grids: &BTreeMap<Site, ActivationGrid>,
-    weights: &BTreeMap<String, WeightRounding>,
-    name: &str,
+    (weight, rounding): (&str, &WeightRounding),
+    inner: usize,
     values: &[f32],
 ) -> Option<Vec<i32>> {
-    let weight = format!("{}.weight", name.strip_suffix(".bias")?);
-    let cells = &weights.get(&weight)?.rounding.cells;
-    let InputGrid::Static(grid) = input_grid(config, grids, &weight) else { return None };
+    let (cells, largest) = (&rounding.rounding.cells, largest_bias(inner));
+    let InputGrid::Static(grid) = input_grid(config, grids, weight) else { return None };
     let unit = |i: usize| {
         let cell = if cells.len() == 1 { cells.first() } else { cells.get(i) };
         cell.map(|cell| f64::from(cell.scale() as f32 * grid.scale))
     };
     let bias = |(i, &b): (usize, &f32)| {
         let units = (f64::from(b) / unit(i)?).round_ties_even();
-        (units.abs() <= LARGEST_BIAS).then_some(units as i32)
+        (units.abs() <= largest).then_some(units as i32)
     };
     values.iter().enumerate().map(bias).collect()
 }
@@ -247,7 +280,12 @@ impl AsRef<[u8]> for Bytes {
 
 impl Folder {
     fn open(dir: &Path) -> std::result::Result<Self, CheckpointError> {
-        let file: ConfigFile = files::read_json(&dir.join(CONFIG))?;
+        let config = dir.join(CONFIG);
+        let file: ConfigFile = files::read_json(&config)?;
+        if file.quantization.schema != SCHEMA {
+            let problem = format!("it has schema {}, and {SCHEMA} is known", file.quantization.schema);
+            return Err(CheckpointError::Damaged { path: config, problem });
+        }
         let path = dir.join(WEIGHTS);
         let io = |source| CheckpointError::Io { path: path.clone(), source };
         let mapped = MappedFile::new(&File::open(&path).map_err(io)?).map_err(io)?;
@@ -277,6 +315,9 @@ impl Folder {
         for (name, words) in &self.file.quantization.activations {
             let site = known.get(name).ok_or_else(|| damaged(format!("the model has no site {name}")))?;
             let spec = Spec::ACTIVATION.with(words).map_err(|e| damaged(e.to_string()))?;
+            if !is_bytes(spec) {
+                return Err(damaged(format!("{name} has the quantiser \"{words}\", which is none of bytes")));
+            }
             found.insert(*site, (spec, stored.grid(*site, spec)?));
         }
         Ok(found)

@@ -3,7 +3,7 @@
 use super::super::grid::{Cell, Quantiser};
 use super::super::places::input_of;
 use super::super::rounding::Layout;
-use super::super::spec::{Format, Range, Scale, Spec};
+use super::super::spec::{Format, Scale, Spec};
 use super::super::tap::Calibrated;
 use crate::model::InputGrid;
 use crate::model::config::{Branches, Gate, ModelConfig, Norm};
@@ -34,11 +34,19 @@ impl ActivationGrid {
 
 /// Whether a quantiser is int8 with a grid for each token.
 pub(super) fn is_token(spec: Spec) -> bool {
-    let token = Spec { range: Range::MinMax, ..spec };
     spec.dynamic
         && spec.scale == Scale::Float
-        && token.format == Format::Int { bits: 8, symmetric: false }
+        && spec.format == Format::Int { bits: 8, symmetric: false }
         && Layout::of_activation(spec.granularity) == Layout::Row
+}
+
+/// Whether a quantiser's values are bytes on a grid of the tensor's or of the token's.
+pub(super) fn is_bytes(spec: Spec) -> bool {
+    let whole = !spec.dynamic
+        && spec.scale == Scale::Float
+        && spec.format == Format::Int { bits: 8, symmetric: false }
+        && Layout::of_activation(spec.granularity) == Layout::Tensor;
+    whole || is_token(spec)
 }
 
 /// The grid of what the matrix `weight` multiplies: of the site before it, or of the stream where no norm stands between. A

@@ -17,7 +17,7 @@ mod grids;
 mod stored;
 
 pub use decoder::IntegerDecoder;
-pub use folder::{Dequantised, MODEL_TYPE, convert, dequantised, is_integer, read, write};
+pub use folder::{Dequantised, MODEL_TYPE, check, convert, dequantised, is_integer, read, write};
 pub use fused::{Fused, FusedDecoder};
 pub use grids::ActivationGrid;
 
@@ -26,7 +26,7 @@ use crate::cache::CacheKind;
 use crate::error::Result;
 use crate::model::{Block, Embedding, Head, ModelConfig, ModelError, Parts, Transformer};
 use crate::tap::{Site, Tap};
-use crate::tape::Tape;
+use crate::tape::{Tape, Value};
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -113,9 +113,7 @@ impl IntegerModel {
     pub fn last_logits(&self, ids: &[u32], sequences: usize) -> Result<Tensor> {
         match self.fused_for(ids, sequences) {
             Some(fused) => Ok(fused.last_logits(ids, sequences)?),
-            None => {
-                Ok(self.model.last_logits(&Tape::off(), &mut self.tap(), ids, sequences)?.tensor().clone())
-            }
+            None => self.with_quantisers(|tap| self.model.last_logits(&Tape::off(), tap, ids, sequences)),
         }
     }
 
@@ -125,10 +123,12 @@ impl IntegerModel {
     /// As [`Self::logits`], and if the targets do not fit the model.
     pub fn loss(&self, ids: &[u32], targets: &[u32], sequences: usize) -> Result<f64> {
         let loss = match self.fused_for(ids, sequences) {
-            Some(fused) => fused.loss(ids, targets, sequences)?,
-            None => self.model.loss(&Tape::off(), &mut self.tap(), ids, targets, sequences)?,
+            Some(fused) => fused.loss(ids, targets, sequences)?.tensor().clone(),
+            None => {
+                self.with_quantisers(|tap| self.model.loss(&Tape::off(), tap, ids, targets, sequences))?
+            }
         };
-        Ok(f64::from(loss.tensor().to_scalar::<f32>()?))
+        Ok(f64::from(loss.to_scalar::<f32>()?))
     }
 
     /// Logits with float32 tensors between operations, on which every quantiser is run: right for every block, and what the
@@ -137,7 +137,19 @@ impl IntegerModel {
     /// # Errors
     /// As [`Self::logits`].
     pub fn logits_generic(&self, ids: &[u32], sequences: usize) -> Result<Tensor> {
-        Ok(self.model.logits(&Tape::off(), &mut self.tap(), ids, sequences)?.tensor().clone())
+        self.with_quantisers(|tap| self.model.logits(&Tape::off(), tap, ids, sequences))
+    }
+
+    /// A pass with the quantisers on; a quantiser's own error instead of the tensor library's.
+    fn with_quantisers(
+        &self,
+        pass: impl FnOnce(&mut QuantTap) -> std::result::Result<Value, ModelError>,
+    ) -> Result<Tensor> {
+        let mut tap = self.tap();
+        match pass(&mut tap) {
+            Ok(value) => Ok(value.tensor().clone()),
+            Err(e) => Err(tap.take_failure().map_or_else(|| e.into(), Into::into)),
+        }
     }
 
     /// What continues `sequences` sequences token by token: by the fastest path, unless a kind of cache asks for the generic one.

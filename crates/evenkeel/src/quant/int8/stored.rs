@@ -129,6 +129,15 @@ impl Stored<'_> {
         name: &str,
     ) -> std::result::Result<StoredMatrix, CheckpointError> {
         let view = self.get(name, &[Dtype::I8, Dtype::U8, Dtype::BF16])?;
+        if view.dtype() == Dtype::BF16 && name != "head.weight" {
+            return Err(self.damaged(format!("{name} is BF16, and only a head is")));
+        }
+        if view.dtype() != Dtype::BF16 {
+            let zero = self.get(&zero_of(name), &[Dtype::I32])?;
+            if words(zero.data(), i32::from_le_bytes).iter().any(|&z| z != 0) {
+                return Err(self.damaged(format!("{} is not 0, and weights are symmetric", zero_of(name))));
+            }
+        }
         let &[outputs, inner] = view.shape() else {
             return Err(self.damaged(format!("{name} has shape {:?}, which is no matrix", view.shape())));
         };
