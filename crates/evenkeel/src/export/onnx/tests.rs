@@ -3,33 +3,24 @@
 use super::*;
 use crate::export::{ActivationGrid, WeightGrid};
 use crate::model::{ModelConfig, Transformer, preset, presets};
-use crate::quant::w8a8::{has_quantiser, is_quantised_weight};
-use crate::tap::{Place, Site};
+use crate::tap::{Place, Site, Tap};
+use crate::tape::Tape;
+use candle_core::Tensor;
 use std::collections::{BTreeMap, BTreeSet};
 
-const PLACES: [Place; 21] = [
-    Place::Embed,
-    Place::AttnIn,
-    Place::AttnQ,
-    Place::AttnK,
-    Place::AttnV,
-    Place::AttnQNorm,
-    Place::AttnKNorm,
-    Place::AttnScores,
-    Place::AttnProbs,
-    Place::AttnContext,
-    Place::AttnGate,
-    Place::AttnOut,
-    Place::AttnBranch,
-    Place::ResidMid,
-    Place::MlpIn,
-    Place::MlpHidden,
-    Place::MlpOut,
-    Place::MlpBranch,
-    Place::Resid,
-    Place::FinalNorm,
-    Place::Logits,
-];
+/// Every site that a forward pass comes by.
+#[derive(Default)]
+struct Seen(BTreeSet<Site>);
+
+impl Tap for Seen {
+    fn wants(&self, _: Site) -> bool {
+        true
+    }
+    fn visit(&mut self, site: Site, x: Tensor) -> candle_core::Result<Tensor> {
+        self.0.insert(site);
+        Ok(x)
+    }
+}
 
 fn tiny(name: &str) -> ModelConfig {
     let mut c = preset(name).unwrap();
@@ -41,20 +32,17 @@ fn grid(scales: usize) -> WeightGrid {
     WeightGrid { scales: vec![0.01; scales], low: -128, high: 127, bits: 8 }
 }
 
-/// With grids wherever the recipe of [`crate::quant`] has them: matrices by row, the rest as a whole.
+/// With grids for everything: every parameter, matrices by row, and every site.
 fn quantised(model: &Transformer) -> Quantised<'_> {
     let mut quantised = Quantised::float(model);
-    for p in model.parameters().iter().filter(|p| is_quantised_weight(&p.name)) {
+    for p in model.parameters() {
         let rows = if p.tensor.rank() == 2 { p.tensor.dims()[0] } else { 1 };
         quantised.weights.insert(p.name.clone(), grid(rows));
     }
-    let layers = (0..model.config().depth).map(Some).chain([None]);
-    for site in layers.flat_map(|layer| PLACES.map(|place| Site { layer, place })) {
-        let outside = matches!(site.place, Place::Embed | Place::FinalNorm | Place::Logits);
-        if outside == site.layer.is_none() && has_quantiser(model.config(), site) {
-            quantised.activations.insert(site, ActivationGrid::Static { scale: 0.05, zero_point: 128 });
-        }
-    }
+    let mut seen = Seen::default();
+    model.logits(&Tape::off(), &mut seen, &[1, 2, 3, 4], 2).unwrap();
+    let grid = ActivationGrid::Static { scale: 0.05, zero_point: 128 };
+    quantised.activations = seen.0.into_iter().map(|site| (site, grid)).collect();
     quantised
 }
 
