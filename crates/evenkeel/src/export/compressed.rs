@@ -3,7 +3,7 @@
 //! Its format `int-quantized` quantises linear modules alone: the matrix, symmetric, per tensor or per output, and what the
 //! module reads, per tensor or per token. The classes that are written are those whose projections are such modules, OPT and
 //! Llama; GPT-2's class has modules of its own there, so a GPT-2 is written as the OPT that computes the same. Quantisers
-//! elsewhere, of scores, sums, embeddings and norms, have no place in it: those are named in what [`write`] returns.
+//! elsewhere, of scores, sums, embeddings and norms, have no place in it: those are named in what [`write()`] returns.
 
 use super::{ActivationGrid, ExportError, HEAD, Quantised, Result, WeightGrid, unfit};
 use crate::checkpoint::hf::{self, StockModel, Target};
