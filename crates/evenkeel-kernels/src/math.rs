@@ -18,14 +18,16 @@ const ROUND: f32 = 12_582_912.0;
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
     let clamped = x.clamp(-87.3, 88.7);
-    let n = (clamped * LOG2_E + ROUND) - ROUND;
+    let shifted = clamped * LOG2_E + ROUND;
+    let n = shifted - ROUND;
     let r = clamped - n * LN2_HI - n * LN2_LO;
     let y = near_one(r);
+    // The last bits of the sum hold n: a conversion, which minds what does not fit, would go lane by lane.
+    let whole = shifted.to_bits().wrapping_sub(ROUND.to_bits()) as i32;
     // n reaches 128 at the top, where 2^n overflows: scale in two halves.
-    let half = (n as i32) >> 1;
-    let rest = n as i32 - half;
-    let scaled =
-        y * f32::from_bits(((half + 127) << 23) as u32) * f32::from_bits(((rest + 127) << 23) as u32);
+    let half = whole >> 1;
+    let power = |n: i32| f32::from_bits((n.wrapping_add(127) << 23) as u32);
+    let scaled = y * power(half) * power(whole.wrapping_sub(half));
     let bounded = if x < -87.3 {
         0.0
     } else if x > 88.7 {
@@ -155,11 +157,20 @@ pub fn max(x: &[f32]) -> f32 {
             lanes[l] = pick(lanes[l], chunk[l]);
         }
     }
-    let mut m = f32::NEG_INFINITY;
-    for &v in lanes.iter().chain(rest) {
-        m = pick(m, v);
+    // In pairs: one after the other they would wait for each other longer than all the chunks take.
+    let mut last = [f32::NEG_INFINITY; LANES];
+    last[..rest.len()].copy_from_slice(rest);
+    for l in 0..LANES {
+        lanes[l] = pick(lanes[l], last[l]);
     }
-    m
+    let mut width = LANES / 2;
+    while width > 0 {
+        for l in 0..width {
+            lanes[l] = pick(lanes[l], lanes[l + width]);
+        }
+        width /= 2;
+    }
+    lanes[0]
 }
 
 #[inline(always)]

@@ -118,10 +118,22 @@ multiversion! {
         if null_slot && peak < 0.0 {
             peak = 0.0;
         }
-        for v in seen.iter_mut() {
+        let (chunks, rest) = seen.as_chunks_mut::<{ math::LANES }>();
+        let mut lanes = [0.0f32; math::LANES];
+        for chunk in chunks {
+            for (v, lane) in chunk.iter_mut().zip(&mut lanes) {
+                *v = math::exp(*v * scale - peak);
+                *lane += *v;
+            }
+        }
+        // The rest as a chunk of its own: one by one they would take as long as all the others.
+        let mut last = [0.0f32; math::LANES];
+        last[..rest.len()].copy_from_slice(rest);
+        for v in &mut last {
             *v = math::exp(*v * scale - peak);
         }
-        let mut sum = math::sum_by(seen, |v| v);
+        rest.copy_from_slice(&last[..rest.len()]);
+        let mut sum = math::fold(lanes) + rest.iter().sum::<f32>();
         if null_slot {
             sum += math::exp(-peak);
         }
