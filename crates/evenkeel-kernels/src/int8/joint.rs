@@ -3,7 +3,7 @@
 //! With the product's numbers y, `b = β y` on the branch's grid and the stream x on its own, the new stream is `skip · x + b` on
 //! the grid of the sum. Every step rounds as float32 does, in this order, so that the bytes are those of the steps one by one.
 
-use super::requantise::{Scale, Terms, byte, check, dequantise_into};
+use super::requantise::{LANES, Scale, Terms, byte, check, numbers_of_lanes};
 use super::{PackedI8, gemm_i8};
 use crate::isa::multiversion;
 use crate::quant::Grid;
@@ -24,62 +24,67 @@ pub struct Joint<'a> {
     pub sum: Grid,
 }
 
-/// Numbers at a time, which stay in L1.
-const CHUNK: usize = 256;
-
-/// Joins the layer of `x`, (rows, inner), to `stream`, (rows, outputs), in place and on all threads.
+/// Joins the layer of `x`, (rows, inner), to `stream`, (rows, outputs), in place and on all threads. The layer has no activation.
 ///
 /// # Panics
 /// If sizes disagree, or a grid's integers are not bytes.
 pub fn layer_onto(x: &[u8], rows: usize, w: &PackedI8, terms: Terms, joint: Joint, stream: &mut [u8]) {
     let width = w.outputs();
     assert_eq!(stream.len(), rows * width);
+    assert!(terms.activation.is_none(), "what joins the stream is a matrix's own output");
     check(joint.branch);
     check(joint.sum);
     let stream = Shared::new(stream);
     gemm_i8(x, rows, w, |row, first, sums| {
         // SAFETY: `gemm_i8` hands out every element once, so the piece is this call's own; it lies inside by the assertion.
         let piece = unsafe { std::slice::from_raw_parts_mut(stream.at(row * width + first), sums.len()) };
-        let mut numbers = [0.0; CHUNK];
-        for (i, (sums, piece)) in sums.chunks(CHUNK).zip(piece.chunks_mut(CHUNK)).enumerate() {
-            let (numbers, first) = (&mut numbers[..sums.len()], first + i * CHUNK);
-            dequantise_into(sums, terms.columns(first, sums.len()), numbers);
-            match joint.beta {
-                Some(Scale::One(beta)) => by_one(numbers, beta),
-                Some(Scale::Columns(betas)) => by_each(numbers, &betas[first..first + sums.len()]),
-                None => {}
-            }
-            join(numbers, joint, piece);
-        }
+        join(sums, terms, joint, first, piece);
     });
 }
 
 multiversion! {
-    fn by_one(x: &mut [f32], beta: f32) {
-        for x in x {
-            *x *= beta;
+    /// A piece of a row whose first column is `first`.
+    fn join(sums: &[i32], terms: Terms, joint: Joint, first: usize, stream: &mut [u8]) {
+        let (sums, sums_rest) = sums.as_chunks::<LANES>();
+        let (stream, stream_rest) = stream.as_chunks_mut::<LANES>();
+        let rest = first + sums.len() * LANES;
+        for (i, (stream, sums)) in stream.iter_mut().zip(sums).enumerate() {
+            *stream = join_lanes(sums, terms, joint, first + i * LANES, *stream);
+        }
+        for (i, (stream, &sum)) in stream_rest.iter_mut().zip(sums_rest).enumerate() {
+            [*stream] = join_lanes(&[sum], terms, joint, rest + i, [*stream]);
         }
     }
 }
 
-multiversion! {
-    fn by_each(x: &mut [f32], betas: &[f32]) {
-        for (x, beta) in x.iter_mut().zip(betas) {
-            *x *= beta;
+/// `N` columns from `first` on.
+#[inline(always)]
+fn join_lanes<const N: usize>(
+    sums: &[i32; N],
+    terms: Terms,
+    joint: Joint,
+    first: usize,
+    stream: [u8; N],
+) -> [u8; N] {
+    let (b, s, t) = (joint.branch, joint.stream, joint.sum);
+    let mut y = numbers_of_lanes(sums, terms, first);
+    match joint.beta {
+        Some(Scale::One(beta)) => (0..N).for_each(|l| y[l] *= beta),
+        Some(Scale::Columns(betas)) => {
+            let betas = &betas[first..first + N];
+            (0..N).for_each(|l| y[l] *= betas[l]);
         }
+        None => {}
     }
-}
-
-multiversion! {
-    fn join(branch: &[f32], joint: Joint, stream: &mut [u8]) {
-        let (b, s, t) = (joint.branch, joint.stream, joint.sum);
-        for (stream, &y) in stream.iter_mut().zip(branch) {
-            let level = f32::from(byte((y / b.scale).round_ties_even(), b));
-            let branch = b.scale * (level - b.zero_point);
-            let x = s.scale * (f32::from(*stream) - s.zero_point) * joint.skip + branch;
-            *stream = byte((x / t.scale).round_ties_even(), t);
-        }
+    // The same steps on all lanes before the next ones, which is how they become vectors.
+    for y in &mut y {
+        let level = f32::from(byte((*y / b.scale).round_ties_even(), b));
+        *y = b.scale * (level - b.zero_point);
     }
+    for (y, &x) in y.iter_mut().zip(&stream) {
+        *y += s.scale * (f32::from(x) - s.zero_point) * joint.skip;
+    }
+    y.map(|y| byte((y / t.scale).round_ties_even(), t))
 }
 
 #[cfg(test)]

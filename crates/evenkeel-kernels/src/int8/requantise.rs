@@ -53,7 +53,7 @@ impl<'a> Terms<'a> {
 /// Columns that [`requantise_into`] holds as numbers at a time, where an activation wants them in memory.
 const CHUNK: usize = 256;
 /// And where they stay in registers.
-const LANES: usize = 64;
+pub(super) const LANES: usize = 64;
 
 /// out ← act((sum + offset) · scale + bias).
 ///
@@ -119,6 +119,14 @@ fn levels_of_lanes<const N: usize>(
     floor: f32,
     grid: Grid,
 ) -> [u8; N] {
+    let y = numbers_of_lanes(sums, terms, first);
+    // Written so that NaN stays NaN.
+    y.map(|y| byte((if y < floor { floor } else { y } / grid.scale).round_ties_even(), grid))
+}
+
+/// (sum + offset) · scale + bias of `N` columns from `first` on, before any activation.
+#[inline(always)]
+pub(super) fn numbers_of_lanes<const N: usize>(sums: &[i32; N], terms: Terms, first: usize) -> [f32; N] {
     let offset = &terms.offset[first..first + N];
     let mut y = [0.0; N];
     match terms.scale {
@@ -132,8 +140,7 @@ fn levels_of_lanes<const N: usize>(
         let bias = &bias[first..first + N];
         (0..N).for_each(|l| y[l] += bias[l]);
     }
-    // Written so that NaN stays NaN.
-    y.map(|y| byte((if y < floor { floor } else { y } / grid.scale).round_ties_even(), grid))
+    y
 }
 
 multiversion! {

@@ -154,7 +154,7 @@ fn decoding_goes_on_as_if_all_were_run_at_once() {
             all.chunks(CONTEXT).flat_map(|ids| ids[first..first + count].to_vec()).collect()
         };
         let whole = model.logits(&all, 2).unwrap();
-        let mut decoder = model.decoder(2).unwrap();
+        let mut decoder = model.decoder(2, None).unwrap();
         assert!(matches!(decoder, IntegerDecoder::Fused(_)), "{name}");
         for count in [13, 1, 1, 5, 17, 1, 2] {
             let logits = decoder.prefill(&piece(decoder.len(), count)).unwrap();
@@ -196,7 +196,7 @@ fn blocks_of_other_kinds_are_left_to_the_generic_path() {
     ] {
         let model = integer(&with_outliers(config), "w8a8_int8_head");
         assert!(model.fused().is_none(), "{name}");
-        let mut decoder = model.decoder(1).unwrap();
+        let mut decoder = model.decoder(1, None).unwrap();
         let found = decoder.prefill(&ids(5, 1)).unwrap();
         let want = model.last_logits(&ids(5, 1), 1).unwrap().squeeze(1).unwrap();
         assert!(distance(&found, &want).0 < 1e-3, "{name}");
