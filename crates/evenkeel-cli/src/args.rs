@@ -291,6 +291,13 @@ pub(crate) struct Quantize {
     /// Calibration batches of 8 sequences; ids are one batch
     #[arg(long, default_value_t = 4, value_name = "N")]
     pub(crate) calib_batches: usize,
+    /// Say what each quantiser costs: with it alone, and with all but it. Two passes for each quantiser, half of them on
+    /// average; Ctrl-C keeps what whole batches gave
+    #[arg(long)]
+    pub(crate) attribution: bool,
+    /// Tokens of the evaluation text for --attribution, at most
+    #[arg(long, default_value_t = 8192, value_name = "N", requires = "attribution")]
+    pub(crate) attribution_tokens: u64,
 }
 
 /// How the head's matrix is stored.

@@ -51,9 +51,9 @@ fn read(bytes: &[u8]) -> Tensors {
 }
 
 fn written(tensors: &Tensors) -> Vec<u8> {
-    let views = tensors
-        .iter()
-        .map(|(name, (dtype, shape, data))| (name.as_str(), TensorView::new(*dtype, shape.clone(), data).unwrap()));
+    let views = tensors.iter().map(|(name, (dtype, shape, data))| {
+        (name.as_str(), TensorView::new(*dtype, shape.clone(), data).unwrap())
+    });
     safetensors::serialize(views, None).unwrap()
 }
 
@@ -78,24 +78,36 @@ fn damaged_folders_are_refused() {
         ("another zero point", Box::new(|t| t.get_mut(&format!("{q}.zero_point")).unwrap().2[0] = 3)),
         ("another shape", Box::new(|t| t.get_mut(q).unwrap().1 = vec![16, 64])),
         ("another rank", Box::new(|t| t.get_mut(q).unwrap().1 = vec![1024])),
-        ("another dtype", Box::new(|t| {
-            let old = t.get_mut(q).unwrap();
-            *old = (Dtype::BF16, vec![16, 32], old.2.clone());
-        })),
-        ("a short bias", Box::new(|t| {
-            let old = t.get_mut(bias).unwrap();
-            *old = (Dtype::I32, vec![31], old.2[4..].to_vec());
-        })),
-        ("a bias that overflows", Box::new(|t| {
-            let old = t.get_mut(bias).unwrap();
-            old.2[..4].copy_from_slice(&i32::MIN.to_le_bytes());
-        })),
+        (
+            "another dtype",
+            Box::new(|t| {
+                let old = t.get_mut(q).unwrap();
+                *old = (Dtype::BF16, vec![16, 32], old.2.clone());
+            }),
+        ),
+        (
+            "a short bias",
+            Box::new(|t| {
+                let old = t.get_mut(bias).unwrap();
+                *old = (Dtype::I32, vec![31], old.2[4..].to_vec());
+            }),
+        ),
+        (
+            "a bias that overflows",
+            Box::new(|t| {
+                let old = t.get_mut(bias).unwrap();
+                old.2[..4].copy_from_slice(&i32::MIN.to_le_bytes());
+            }),
+        ),
         ("a site without a grid", Box::new(|t| drop(t.remove("activation.blocks.0.attn.in.scale")))),
         ("a site without a zero point", Box::new(|t| drop(t.remove("activation.blocks.1.resid.zero_point")))),
-        ("a gain of another length", Box::new(|t| {
-            let gain = t.get_mut("final_norm.gain").unwrap();
-            *gain = (gain.0, vec![31], gain.2[..31].to_vec());
-        })),
+        (
+            "a gain of another length",
+            Box::new(|t| {
+                let gain = t.get_mut("final_norm.gain").unwrap();
+                *gain = (gain.0, vec![31], gain.2[..31].to_vec());
+            }),
+        ),
     ];
     for (what, damage) in damages {
         let mut tensors = read(&good);
@@ -113,7 +125,9 @@ fn damaged_folders_are_refused() {
     let changes: [(&str, Change); 5] = [
         ("another schema", |c| c["quantization"]["schema"] = json!(2)),
         ("an unknown site", |c| c["quantization"]["activations"]["blocks.9.resid"] = json!("int8 static")),
-        ("a quantiser of 4 bits", |c| c["quantization"]["activations"]["blocks.0.resid"] = json!("int4 static")),
+        ("a quantiser of 4 bits", |c| {
+            c["quantization"]["activations"]["blocks.0.resid"] = json!("int4 static")
+        }),
         ("words that mean nothing", |c| c["quantization"]["activations"]["embed"] = json!("nonsense")),
         ("another width", |c| c["model"]["width"] = json!(64)),
     ];

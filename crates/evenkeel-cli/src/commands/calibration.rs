@@ -76,8 +76,14 @@ impl Texts {
 
     /// The evaluation text, from its beginning.
     pub(crate) fn evaluation(&self) -> Result<Evaluation, Failure> {
+        self.evaluation_of(None)
+    }
+
+    /// The same, of a stream so many tokens at most; ids are one batch.
+    pub(crate) fn evaluation_of(&self, most: Option<u64>) -> Result<Evaluation, Failure> {
         Ok(match &self.evaluation {
             Evaluated::Stream(dataset, context, tokens) => {
+                let tokens = &most.or(*tokens);
                 Evaluation::Blocks(Box::new(blocks(dataset, *context, *tokens)?))
             }
             Evaluated::Batch(batch) => Evaluation::Batch(Some(batch.clone())),

@@ -1,5 +1,7 @@
 //! `quantize MODEL --scheme NAME`.
 
+mod print;
+
 use super::calibration::Texts;
 use super::model;
 use super::place::{self, Place};
@@ -8,11 +10,14 @@ use crate::failure::{Exit, Failure};
 use crate::output;
 use crate::progress;
 use crate::settings::Settings;
+use crate::signals;
 use evenkeel::model::Transformer;
 use evenkeel::quant::repair::Repair;
-use evenkeel::quant::{QuantReport, Scheme, Simulation, int8};
+use evenkeel::quant::{Attribution, QuantReport, Scheme, Simulation, int8};
 use serde_json::json;
+use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::atomic::Ordering;
 
 pub(crate) fn run(args: Quantize, settings: &Settings) -> Result<Exit, Failure> {
     let scheme = scheme(&args)?;
@@ -38,7 +43,11 @@ pub(crate) fn run(args: Quantize, settings: &Settings) -> Result<Exit, Failure> 
         output::note("calibrated and evaluated on the same text; --calib names another to calibrate on");
     }
     let recipe = Recipe { scheme: &scheme, repairs: &repairs };
-    let (simulation, report) = quantise(&model, &recipe, &texts, settings)?;
+    let (simulation, mut report) = quantise(&model, &recipe, &texts, settings)?;
+    let mut exit = Exit::Done;
+    if args.attribution {
+        (report.attribution, exit) = attribute(&simulation, &args, &texts, settings)?;
+    }
     if let Some(out) = &args.out {
         let tokenizer = Some(folder.join("tokenizer.json")).filter(|path| path.is_file());
         let place = Place::new(out, false)?;
@@ -48,12 +57,12 @@ pub(crate) fn run(args: Quantize, settings: &Settings) -> Result<Exit, Failure> 
     if settings.json {
         output::json(&report);
     } else {
-        print(&report);
+        print::report(&report);
         if let Some(out) = &args.out {
             output::line(&format!("wrote the integer model to {}", out.display()));
         }
     }
-    Ok(Exit::Done)
+    Ok(exit)
 }
 
 /// What `--out` writes; a folder that holds anything else is nobody's to remove.
@@ -63,6 +72,27 @@ const WRITTEN: [&str; 3] = ["config.json", "model.safetensors", "tokenizer.json"
 pub(crate) struct Recipe<'a> {
     pub(crate) scheme: &'a Scheme,
     pub(crate) repairs: &'a [Repair],
+}
+
+/// What each quantiser costs; after Ctrl-C what whole batches gave, and `Interrupted`.
+fn attribute(
+    simulation: &Simulation,
+    args: &Quantize,
+    texts: &Texts,
+    settings: &Settings,
+) -> Result<(Option<Attribution>, Exit), Failure> {
+    let control = signals::listen(settings.quiet, "stopping; what is measured so far is kept")?;
+    let stopped = || control.stop.load(Ordering::SeqCst);
+    let bar = progress::bar(settings, 0, "attributing {bar:24} {percent}% · {eta} left");
+    let batches = texts.evaluation_of(Some(args.attribution_tokens))?;
+    let sequences = batches.sequences();
+    let attribution = simulation.attribute(batches, sequences, &mut |done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+        if stopped() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    })?;
+    bar.finish_and_clear();
+    Ok((attribution, if stopped() { Exit::Interrupted } else { Exit::Done }))
 }
 
 /// The scheme that the options describe.
@@ -114,28 +144,4 @@ pub(crate) fn quantise(
     let report = simulation.evaluate(model, evaluation, &mut |done| bar.set_position(done))?;
     bar.finish_and_clear();
     Ok((simulation, report))
-}
-
-fn print(report: &QuantReport) {
-    let (f, q, s) = (&report.float, &report.quantized, &report.summary);
-    let mib = |bytes: u64| bytes as f64 / (1 << 20) as f64;
-    output::line(&format!("float       perplexity {:>9.3}   {:>8.2} MiB", f.perplexity, mib(f.bytes)));
-    output::line(&format!(
-        "{:11} perplexity {:>9.3}   {:>8.2} MiB   {:+.2}%",
-        report.scheme,
-        q.perplexity,
-        mib(q.bytes),
-        s.perplexity_increase_percent
-    ));
-    output::line(&format!("KL {:.5} nats, same most likely token {:.2}%", q.kl, 100.0 * q.top1_agreement));
-    let mut worst: Vec<_> = report.sites.iter().filter_map(|site| Some((site.error?, &site.site))).collect();
-    worst.sort_by(|a, b| b.0.total_cmp(&a.0));
-    output::line("largest relative errors:");
-    for (error, site) in worst.iter().take(5) {
-        output::line(&format!("  {:6.2}%  {site}", 100.0 * error));
-    }
-    output::line(&format!(
-        "calibrated on {} tokens, evaluated on {}; {} weight and {} activation quantisers",
-        s.calib_tokens, s.eval_tokens, s.weight_quantisers, s.activation_quantisers
-    ));
 }

@@ -35,7 +35,7 @@ pub(crate) fn run(args: Train, settings: &Settings) -> Result<Exit, Failure> {
     if !dir.root().join("config.toml").exists() {
         dir.write("config.toml", &text)?;
     }
-    let control = signals::listen(settings.quiet)?;
+    let control = signals::listen(settings.quiet, signals::TRAINING)?;
     let run = execute(prepared, dir, args.resume, &stem, settings, &control)?;
     let page = run.root.join("report");
     std::fs::create_dir_all(&page).map_err(|source| CheckpointError::Io { path: page.clone(), source })?;

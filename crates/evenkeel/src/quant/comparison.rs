@@ -58,15 +58,7 @@ impl Comparison {
 
 /// Losses of both, KL(float ‖ quantised), and whether the most likely token is the same.
 fn compare_row(f: &[f32], q: &[f32], target: usize) -> (f64, f64, f64, bool) {
-    let log_sum = |x: &[f32]| {
-        let (best, peak) = x
-            .iter()
-            .enumerate()
-            .fold((0, f32::NEG_INFINITY), |(i, m), (j, &v)| if v > m { (j, v) } else { (i, m) });
-        let sum: f64 = x.iter().map(|&v| ((v - peak) as f64).exp()).sum();
-        (best, peak as f64 + sum.ln())
-    };
-    let ((best_f, lse_f), (best_q, lse_q)) = (log_sum(f), log_sum(q));
+    let ((best_f, lse_f), (best_q, lse_q)) = (log_sum_exp(f), log_sum_exp(q));
     let kl = f
         .iter()
         .zip(q)
@@ -76,4 +68,14 @@ fn compare_row(f: &[f32], q: &[f32], target: usize) -> (f64, f64, f64, bool) {
         })
         .sum::<f64>();
     (lse_f - f[target] as f64, lse_q - q[target] as f64, kl, best_f == best_q)
+}
+
+/// The first of the largest entries, and ln Σ exp(x).
+pub(super) fn log_sum_exp(x: &[f32]) -> (usize, f64) {
+    let (best, peak) = x
+        .iter()
+        .enumerate()
+        .fold((0, f32::NEG_INFINITY), |(i, m), (j, &v)| if v > m { (j, v) } else { (i, m) });
+    let sum: f64 = x.iter().map(|&v| ((v - peak) as f64).exp()).sum();
+    (best, peak as f64 + sum.ln())
 }

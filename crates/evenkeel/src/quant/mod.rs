@@ -5,6 +5,7 @@
 //! float. The scheme `w8a8` is the recipe of the paper's OPT-125m table, after Bondarenko et al., "Quantizable Transformers"
 //! (NeurIPS 2023), whose setting He et al. use; every constant is that of the documentation (docs/quantisation.md).
 
+mod attribution;
 mod comparison;
 pub mod grid;
 pub mod int8;
@@ -17,9 +18,11 @@ pub mod rounding;
 pub mod scheme;
 mod simulation;
 pub mod spec;
+mod stages;
 mod tap;
 mod weights;
 
+pub use attribution::{Attribution, CumulativeCost, QuantiserCost, QuantiserKind, SiteDeviation};
 pub use grid::Quantiser;
 pub use report::{FloatSide, QuantReport, QuantSide, QuantSite, QuantSummary};
 pub use scheme::{HeadFormat, PRESETS, Plan, Scheme};

@@ -11,37 +11,51 @@ use crate::model::{Input, Transformer};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
-/// A repaired model, the scheme settled for it, and it rounded.
-pub(super) struct Repaired {
-    /// In float.
-    pub(super) float: Transformer,
+/// A repaired model, in float and rounded.
+pub(super) struct Prepared {
+    /// The scheme settled for it.
     pub(super) plan: Plan,
+    /// In float, with the parameters of the rounded one: a head that is stored in another way than the token table it was
+    /// tied to has a copy of it.
+    pub(super) float: Transformer,
+    /// With its weights on their grids.
     pub(super) rounded: Rounded,
 }
 
-/// Repairs, settles the scheme, rounds.
+impl Prepared {
+    fn new(plan: Plan, float: &Transformer, rounded: Rounded) -> Result<Self> {
+        let find = |name: &str| float.parameters().iter().find(|p| p.name == name);
+        let float = rounded.model.map_parameters(|p| {
+            let own = find(&p.name).or_else(|| find("embed.token.weight"));
+            Ok(own.unwrap_or(p).tensor.clone())
+        })?;
+        Ok(Self { plan, float, rounded })
+    }
+}
+
+/// Repairs the model, settles the scheme for it, and rounds it.
 ///
 /// # Errors
 /// If the scheme does not fit, a repair cannot be made, or a weight is not finite.
-pub(super) fn rounded_after(
+pub(super) fn prepare(
     model: &Transformer,
     scheme: &Scheme,
     repairs: &[Repair],
     calibration: &[Batch],
-) -> Result<Repaired> {
+) -> Result<Prepared> {
     let plan_of =
         |model: &Transformer| scheme.plan(model.config(), model.parameters().iter().map(|p| p.name.as_str()));
     if repairs.is_empty() {
         let plan = plan_of(model)?;
         let rounded = quantise_weights(model, &plan)?;
-        return Ok(Repaired { float: model.clone(), plan, rounded });
+        return Prepared::new(plan, model, rounded);
     }
     let inputs: Vec<Input> = calibration.iter().cloned().map(Input::from).collect();
     let (model, _) = repair_float(model, repairs, &inputs)?;
     let plan = plan_of(&model)?;
     let nearest = quantise_weights(&model, &plan)?;
     if !repairs.iter().any(|r| r.needs_rounding()) {
-        return Ok(Repaired { float: model, plan, rounded: nearest });
+        return Prepared::new(plan, &model, nearest);
     }
     let rounding = PlanRounding { plan: &plan, cells: RefCell::default() };
     let (repaired, _) = repair_rounded(&model, repairs, &inputs, &rounding)?;
@@ -58,7 +72,7 @@ pub(super) fn rounded_after(
             w.rounding = rounding;
         }
     }
-    Ok(Repaired { float: model, plan, rounded: Rounded { model: merged, weights } })
+    Prepared::new(plan, &model, Rounded { model: merged, weights })
 }
 
 /// Whether repairs decide how a parameter is rounded: tables stay as the scheme rounds them, and so does a head that is one.

@@ -1,5 +1,6 @@
 //! What `quantize` reports.
 
+use super::attribution::Attribution;
 use super::grid::Cell;
 use super::spec::{Scale, Spec};
 use super::tap::{Calibrated, errors};
@@ -146,4 +147,7 @@ pub struct QuantReport {
     pub sites: Vec<QuantSite>,
     /// Totals.
     pub summary: QuantSummary,
+    /// What each quantiser costs, if that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attribution: Option<Attribution>,
 }

@@ -3,14 +3,14 @@
 use super::QuantError;
 use super::comparison::Comparison;
 use super::repair::Repair;
-use super::repaired::{Repaired, rounded_after};
+use super::repaired::{Prepared, prepare};
 use super::report::{FloatSide, QuantReport, QuantSide, QuantSite, QuantSummary, stored_bytes};
 use super::scheme::{HeadFormat, Plan, Scheme};
 use super::tap::{Calibrated, QuantTap};
 use super::weights::Rounded;
 use crate::data::{Batch, DataError};
 use crate::error::Result;
-use crate::model::Transformer;
+use crate::model::{ModelError, Transformer};
 use crate::slices::slice;
 use crate::tap::{NoTap, Tap};
 use crate::tape::Tape;
@@ -18,9 +18,9 @@ use candle_core::Tensor;
 
 /// A model, calibrated for a scheme.
 pub struct Simulation {
+    plan: Plan,
     /// In float, after repairs.
     float: Transformer,
-    plan: Plan,
     rounded: Rounded,
     tap: QuantTap,
     repairs: Vec<String>,
@@ -43,7 +43,7 @@ impl Simulation {
         if calibration.is_empty() {
             return Err(QuantError::NoCalibration.into());
         }
-        let Repaired { float, plan, rounded } = rounded_after(model, scheme, repairs, calibration)?;
+        let Prepared { plan, float, rounded } = prepare(model, scheme, repairs, calibration)?;
         let mut tap = QuantTap::new(&plan);
         for batch in calibration {
             forward(&rounded.model, &mut tap, &batch.inputs, batch.sequences)?;
@@ -51,8 +51,8 @@ impl Simulation {
         }
         tap.fix()?;
         Ok(Self {
-            float,
             plan,
+            float,
             rounded,
             tap,
             repairs: repairs.iter().map(Repair::to_string).collect(),
@@ -66,6 +66,11 @@ impl Simulation {
         &self.plan
     }
 
+    /// The repaired model in float, with the parameters that the rounded one has.
+    pub(super) fn float(&self) -> &Transformer {
+        &self.float
+    }
+
     /// The model with its weights rounded, and their grids.
     pub fn rounded(&self) -> &Rounded {
         &self.rounded
@@ -74,6 +79,11 @@ impl Simulation {
     /// The activation quantisers, calibrated.
     pub fn tap(&mut self) -> &mut QuantTap {
         &mut self.tap
+    }
+
+    /// The same, to look at or to copy.
+    pub(super) fn activation_quantisers(&self) -> &QuantTap {
+        &self.tap
     }
 
     /// The activation quantisers as calibrated.
@@ -170,24 +180,31 @@ impl Simulation {
             },
             sites,
             summary,
+            attribution: None,
         })
     }
 }
 
-/// Logits with a tap on; a quantiser's own error instead of the tensor library's.
+/// Logits with a tap on.
 pub(super) fn forward(
     model: &Transformer,
     tap: &mut impl Quantises,
     ids: &[u32],
     sequences: usize,
 ) -> Result<Tensor> {
-    match model.logits(&Tape::off(), tap, ids, sequences) {
-        Ok(logits) => Ok(logits.tensor().clone()),
-        Err(e) => Err(match tap.failure() {
-            Some(failure) => failure.into(),
-            None => e.into(),
-        }),
-    }
+    let outcome = model.logits(&Tape::off(), tap, ids, sequences);
+    Ok(explained(outcome, tap)?.tensor().clone())
+}
+
+/// What a pass gave; where the tap stopped it, the tap's own reason.
+pub(super) fn explained<T>(
+    outcome: std::result::Result<T, ModelError>,
+    tap: &mut impl Quantises,
+) -> Result<T> {
+    outcome.map_err(|e| match tap.failure() {
+        Some(failure) => failure.into(),
+        None => e.into(),
+    })
 }
 
 /// A tap that may have stopped a forward pass.

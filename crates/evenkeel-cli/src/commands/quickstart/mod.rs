@@ -70,7 +70,7 @@ pub(crate) fn run(args: Quickstart, settings: &Settings) -> Result<Exit, Failure
         corpus_bytes: corpus.bytes,
         corpus_hash: format!("{:016x}", corpus.hash),
     };
-    let control = signals::listen(settings.quiet)?;
+    let control = signals::listen(settings.quiet, signals::TRAINING)?;
     let mut plan = plan::open(&args.out, request, settings.force)?;
     let say = |text: &str| {
         if !settings.quiet {
