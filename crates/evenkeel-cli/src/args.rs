@@ -298,6 +298,9 @@ pub(crate) struct Quantize {
     /// Tokens of the evaluation text for --attribution, at most
     #[arg(long, default_value_t = 8192, value_name = "N", requires = "attribution")]
     pub(crate) attribution_tokens: u64,
+    /// Folder to write a page, index.html, its numbers, summary.json, and its figures into
+    #[arg(long, value_name = "DIR")]
+    pub(crate) report: Option<PathBuf>,
 }
 
 /// How the head's matrix is stored.

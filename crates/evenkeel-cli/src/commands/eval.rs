@@ -30,7 +30,7 @@ pub(crate) fn run(args: Eval, settings: &Settings) -> Result<Exit, Failure> {
     };
     if !settings.quiet {
         let rate = evaluation.tokens as f64 / begun.elapsed().as_secs_f64().max(1e-9);
-        output::note(&format!("{rate:.0} tokens/s"));
+        output::note(&format!("{rate:.0} tokens/s{}", runnable.path()));
     }
     if settings.json {
         output::json(&json!({

@@ -60,6 +60,15 @@ impl Runnable {
         }
     }
 
+    /// How it runs, to follow a rate.
+    pub(crate) fn path(&self) -> &'static str {
+        match self {
+            Self::Float(_) => "",
+            Self::Integer(integer) if integer.fused().is_some() => ", on bytes between all operations",
+            Self::Integer(_) => ", integer products between float32 tensors",
+        }
+    }
+
     /// Mean loss of a batch.
     pub(crate) fn loss(&self, batch: &Batch) -> evenkeel::Result<f64> {
         let (inputs, targets, sequences) = (&batch.inputs, &batch.targets, batch.sequences);

@@ -14,12 +14,14 @@ use crate::signals;
 use evenkeel::model::Transformer;
 use evenkeel::quant::repair::Repair;
 use evenkeel::quant::{Attribution, QuantReport, Scheme, Simulation, int8};
+use evenkeel::report::{ReportError, write_quantize_report};
 use serde_json::json;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
 pub(crate) fn run(args: Quantize, settings: &Settings) -> Result<Exit, Failure> {
+    check(&args)?;
     let scheme = scheme(&args)?;
     let (model, folder) = model::load(&args.model, settings)?;
     let repairs = args.repair.iter().map(|text| text.parse()).collect::<Result<Vec<Repair>, _>>()?;
@@ -54,6 +56,9 @@ pub(crate) fn run(args: Quantize, settings: &Settings) -> Result<Exit, Failure> 
         int8::write(&simulation, tokenizer.as_deref(), place.beside())?;
         place.finish(out)?;
     }
+    if let Some(dir) = &args.report {
+        write_page(dir, &report, &args.model, settings)?;
+    }
     if settings.json {
         output::json(&report);
     } else {
@@ -72,6 +77,33 @@ const WRITTEN: [&str; 3] = ["config.json", "model.safetensors", "tokenizer.json"
 pub(crate) struct Recipe<'a> {
     pub(crate) scheme: &'a Scheme,
     pub(crate) repairs: &'a [Repair],
+}
+
+/// Refuses what `--report` and `--attribution-tokens` cannot mean, before there is anything to lose.
+fn check(args: &Quantize) -> Result<(), Failure> {
+    if args.attribution_tokens == 0 {
+        return Err(Failure::input(
+            "--attribution-tokens 0 leaves nothing to evaluate",
+            "leave it out, or give at least 1",
+        ));
+    }
+    match args.report.as_ref().filter(|dir| dir.exists() && !dir.is_dir()) {
+        Some(file) => Err(Failure::input(
+            format!("--report {} is a file, and a folder was expected", file.display()),
+            "name a folder; it is made if it is not there",
+        )),
+        None => Ok(()),
+    }
+}
+
+/// Writes the page with its numbers and figures; the folder is made if it is not there.
+fn write_page(dir: &Path, report: &QuantReport, model: &Path, settings: &Settings) -> Result<(), Failure> {
+    std::fs::create_dir_all(dir).map_err(|source| ReportError::Write { path: dir.into(), source })?;
+    write_quantize_report(report, &model.display().to_string(), dir)?;
+    if !settings.quiet {
+        output::note(&format!("page: {}", dir.join("index.html").display()));
+    }
+    Ok(())
 }
 
 /// What each quantiser costs; after Ctrl-C what whole batches gave, and `Interrupted`.

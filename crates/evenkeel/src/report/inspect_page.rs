@@ -108,7 +108,7 @@ fn worst_sentence(worst: &Int8Verdict) -> String {
 }
 
 /// A name set as code.
-fn code(name: &str) -> String {
+pub(super) fn code(name: &str) -> String {
     format!("`{}`", name.replace('`', "ˋ"))
 }
 

@@ -13,6 +13,7 @@
 //! * [`run`]: the logs of a run directory, and [`run_page()`] about one run;
 //! * [`inspect_page()`] about a model, with `int8_section`, `stream_section`, `strips` and
 //!   `attention_section` as its parts, and [`revisions_page`] about several revisions of one;
+//! * [`quantize_page()`] about a quantised model, with `cost_section` and `error_maps` as its parts;
 //! * `figures`: the figures that the pages about runs have in common;
 //! * [`quickstart`]: the summary and page of the quickstart, whose sentences [`findings`] works
 //!   out from the numbers.
@@ -24,6 +25,8 @@ mod attention_section;
 pub mod bars;
 pub mod chart;
 pub mod compare;
+mod cost_section;
+mod error_maps;
 mod figures;
 pub mod findings;
 pub mod heat;
@@ -34,6 +37,7 @@ mod legend;
 pub mod multiples;
 pub mod palette;
 mod panel;
+pub mod quantize_page;
 pub mod quickstart;
 pub mod revisions;
 pub mod run;
@@ -53,6 +57,7 @@ pub use html::{Block, Figure, Page, Section};
 pub use inspect_page::inspect_page;
 pub use multiples::SmallMultiples;
 pub use palette::{Colour, Dash, Marker, Style};
+pub use quantize_page::{quantize_figures, quantize_page, write_quantize_report};
 pub use quickstart::{Corpus, QuickstartContext, QuickstartRun, QuickstartSummary, quickstart_page};
 pub use revisions::{Revision, revisions_chart, revisions_page};
 pub use run::{Curve, Firing, MetricLine, MomentLine, RunCurves, StatLine, read_run};

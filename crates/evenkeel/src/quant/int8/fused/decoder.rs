@@ -129,6 +129,7 @@ impl<'a> FusedDecoder<'a> {
 
     /// The same decoder for `times` copies of its sequences, all of them one after the other, which may then go different ways.
     pub fn repeated(mut self, times: usize) -> Self {
+        let times = times.max(1);
         self.held.repeat(times);
         for layer in &mut self.layers {
             for held in [&mut layer.keys, &mut layer.values] {
