@@ -97,11 +97,10 @@ fn position(kind: &str) -> Option<usize> {
 
 /// A row for each kind of place in the blocks, of errors in per cent: sites in the order of a pass, weights as they come.
 fn rows(sites: &[&QuantSite]) -> Vec<HeatRow> {
-    let inside = |site: &&QuantSite| Some((inside(&site.site)?, findings::finite(site.error)));
-    let known: Vec<((usize, &str), Option<f64>)> = sites.iter().filter_map(inside).collect();
-    let blocks = known.iter().map(|((block, _), _)| block + 1).max().unwrap_or(0);
+    let known = || sites.iter().filter_map(|site| Some((inside(&site.site)?, findings::finite(site.error))));
+    let blocks = known().map(|((block, _), _)| block + 1).max().unwrap_or(0);
     let mut rows: Vec<HeatRow> = Vec::new();
-    for ((block, kind), error) in known {
+    for ((block, kind), error) in known() {
         let error = error.map(|error| 100.0 * error);
         let row = match rows.iter().position(|row| row.label == kind) {
             Some(row) => row,
