@@ -46,9 +46,11 @@ class Scheme(torch.nn.Module):
     def forward(self, x):
         scale, zero = self.scale, self.zero
         if self.dynamic:
-            # The library's symmetric range is 255 steps wide. Of (tokens, channels) it takes one range for all tokens.
-            peak = x.abs().amax(dim=-1, keepdim=True) if x.ndim > 2 else x.abs().max()
-            scale = peak / 127.5
+            # Of (tokens, channels) the library takes one range for all tokens.
+            axes = {"dim": -1, "keepdim": True} if x.ndim > 2 else {}
+            low, high = x.amin(**axes).clamp(max=0), x.amax(**axes).clamp(min=0)
+            scale = (high - low) / 255
+            zero = torch.clamp(-128 - torch.round(low / scale), -128, 127)
         if scale is not None:
             x = scale * (torch.clamp(torch.round(x / scale) + zero, -128, 127) - zero)
         return torch.nn.functional.linear(x, self.weight, self.bias)
