@@ -59,10 +59,8 @@ fn attribution_names_every_quantiser() {
     ] {
         assert!(text.contains(part), "{part}: {text}");
     }
-    assert_eq!(
-        text.lines().filter(|line| line.ends_with('%') && line.contains(['.', '+'])).count() >= 16,
-        true
-    );
+    let rows = text.lines().filter(|line| line.starts_with("blocks.") && line.ends_with('%')).count();
+    assert!(rows > 8, "{text}");
 }
 
 #[test]

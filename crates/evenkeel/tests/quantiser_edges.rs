@@ -211,6 +211,6 @@ fn one_token_is_enough_to_calibrate() {
             assert!(logits.len() == 7 && logits.iter().all(|v| v.is_finite()), "{name} {words}");
         }
     }
-    let none = Simulation::new(&small_model(), &Scheme::preset("w8a8").unwrap(), &[], &mut || {});
+    let none = Simulation::new(&small_model(), &Scheme::preset("w8a8").unwrap(), &[], &[], &mut || {});
     assert!(none.is_err());
 }

@@ -22,7 +22,7 @@ use crate::tap::NoTap;
 use crate::tape::Value;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-use std::ops::ControlFlow;
+use std::ops::{Add, ControlFlow};
 
 /// What a quantiser rounds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,6 +43,9 @@ pub struct QuantiserCost {
     pub kind: QuantiserKind,
     /// Above the float loss, nats per token.
     pub loss_increase: f64,
+    /// Standard error over tokens of what the switch changes: of the difference to the float loss in
+    /// [`Attribution::alone`], to the loss with all quantisers on in [`Attribution::without`].
+    pub standard_error: f64,
 }
 
 /// The loss with the first stages quantised.
@@ -52,6 +55,8 @@ pub struct CumulativeCost {
     pub through: String,
     /// Above the float loss, nats per token.
     pub loss_increase: f64,
+    /// Its standard error over tokens.
+    pub standard_error: f64,
 }
 
 /// How far quantisation has moved what passes a site.
@@ -84,6 +89,11 @@ impl Attribution {
     /// The loss that everything together adds, nats per token.
     pub fn full_increase(&self) -> f64 {
         self.cumulative.last().map_or(0.0, |all| all.loss_increase)
+    }
+
+    /// Its standard error over tokens.
+    pub fn full_error(&self) -> f64 {
+        self.cumulative.last().map_or(0.0, |all| all.standard_error)
     }
 }
 
@@ -137,14 +147,53 @@ fn with_parameters(model: &Transformer, other: &Transformer, names: &[String]) -
     })?)
 }
 
+/// Losses of a pass beside those of another on the same tokens, summed.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Tally {
+    loss: f64,
+    /// Σ of the differences to the other pass.
+    moved: f64,
+    /// Σ of their squares.
+    squares: f64,
+}
+
+impl Tally {
+    fn of(losses: &[f64], others: &[f64]) -> Self {
+        losses.iter().zip(others).fold(Self::default(), |sum, (&loss, other)| {
+            let moved = loss - other;
+            sum + Self { loss, moved, squares: moved * moved }
+        })
+    }
+
+    /// Of the mean difference.
+    fn standard_error(&self, tokens: f64) -> f64 {
+        let mean = self.moved / tokens;
+        ((self.squares / tokens - mean * mean).max(0.0) / tokens).sqrt()
+    }
+}
+
+impl Add for Tally {
+    type Output = Self;
+    fn add(self, other: Self) -> Self {
+        Self {
+            loss: self.loss + other.loss,
+            moved: self.moved + other.moved,
+            squares: self.squares + other.squares,
+        }
+    }
+}
+
 /// Sums over the tokens of some batches.
 #[derive(Default)]
 struct Sums {
     tokens: u64,
     float: f64,
-    alone: Vec<f64>,
-    without: Vec<f64>,
-    cumulative: Vec<f64>,
+    /// Beside the float pass.
+    alone: Vec<Tally>,
+    /// Beside the quantised pass.
+    without: Vec<Tally>,
+    /// Beside the float pass.
+    cumulative: Vec<Tally>,
     /// Σ (x - x̂)² and Σ x².
     deviation: Vec<(f64, f64)>,
 }
@@ -154,7 +203,7 @@ impl Sums {
         if self.tokens == 0 {
             return other;
         }
-        let sum = |a: Vec<f64>, b: Vec<f64>| a.into_iter().zip(b).map(|(a, b)| a + b).collect();
+        let sum = |a: Vec<Tally>, b: Vec<Tally>| a.into_iter().zip(b).map(|(a, b)| a + b).collect();
         let pairs = self.deviation.into_iter().zip(other.deviation);
         Sums {
             tokens: self.tokens + other.tokens,
@@ -188,32 +237,34 @@ impl Switchboard<'_> {
         let float = Trace::of(self.float, &mut NoTap, &input)?;
         self.tap.enable_where(|_| true);
         let quantised = Trace::of(self.quantised, &mut self.tap, &input)?;
-        let loss = |logits: &Value| loss(logits, &batch.targets);
+        let losses = |logits: &Value| losses(logits, &batch.targets);
+        let (of_float, of_all) = (losses(&float.logits)?, losses(&quantised.logits)?);
         let mut sums = Sums {
             tokens: batch.tokens() as u64,
-            float: loss(&float.logits)?,
+            float: of_float.iter().sum(),
             deviation: deviations(&float, &quantised)?,
             ..Sums::default()
         };
         for stage in 0..self.quantised.config().depth + 1 {
             let start = quantised.start(stage + 1, &input);
-            sums.cumulative.push(loss(&logits(self.float, &mut NoTap, start, &mut |_| {})?)?);
+            let logits = logits(self.float, &mut NoTap, start, &mut |_| {})?;
+            sums.cumulative.push(Tally::of(&losses(&logits)?, &of_float));
             if !go_on() {
                 return Ok(None);
             }
         }
-        sums.cumulative.push(loss(&quantised.logits)?);
+        sums.cumulative.push(Tally::of(&of_all, &of_float));
         if !go_on() {
             return Ok(None);
         }
         for switch in self.switches {
             let start = float.start(switch.stage, &input);
-            sums.alone.push(loss(&self.alone(switch, start)?)?);
+            sums.alone.push(Tally::of(&losses(&self.alone(switch, start)?)?, &of_float));
             if !go_on() {
                 return Ok(None);
             }
             let start = quantised.start(switch.stage, &input);
-            sums.without.push(loss(&self.without(switch, start)?)?);
+            sums.without.push(Tally::of(&losses(&self.without(switch, start)?)?, &of_all));
             if !go_on() {
                 return Ok(None);
             }
@@ -234,19 +285,17 @@ impl Switchboard<'_> {
     }
 }
 
-/// Summed cross-entropy of `targets` under logits (b, t, v), nats.
-fn loss(logits: &Value, targets: &[u32]) -> Result<f64> {
+/// Cross-entropy of each of `targets` under logits (b, t, v), nats.
+fn losses(logits: &Value, targets: &[u32]) -> Result<Vec<f64>> {
     let logits = logits.tensor().contiguous()?;
     let vocab = logits.dims().last().copied().unwrap_or(1);
     let logits = slice(&logits)?;
     let rows = logits.par_chunks(vocab.max(1)).zip(targets);
-    let losses: Vec<f64> = rows
-        .map(|(row, &target)| {
-            let own = row.get(target as usize).map_or(f64::NAN, |&v| f64::from(v));
-            log_sum_exp(row).1 - own
-        })
-        .collect();
-    Ok(losses.iter().sum())
+    let loss = |(row, &target): (&[f32], &u32)| {
+        let own = row.get(target as usize).map_or(f64::NAN, |&v| f64::from(v));
+        log_sum_exp(row).1 - own
+    };
+    Ok(rows.map(loss).collect())
 }
 
 /// Squared errors and squares at the output of each stage, the final norm and the head.
@@ -301,14 +350,15 @@ impl Simulation {
 
 fn of_sums(sums: Sums, switches: &[Switch], depth: usize) -> Attribution {
     let tokens = sums.tokens as f64;
-    let increase = |loss: &f64| (loss - sums.float) / tokens;
-    let costs = |losses: &[f64]| {
-        let cost = |(switch, loss): (&Switch, &f64)| QuantiserCost {
+    let increase = |tally: &Tally| (tally.loss - sums.float) / tokens;
+    let costs = |tallies: &[Tally]| {
+        let cost = |(switch, tally): (&Switch, &Tally)| QuantiserCost {
             quantiser: switch.name.clone(),
             kind: switch.kind,
-            loss_increase: increase(loss),
+            loss_increase: increase(tally),
+            standard_error: tally.standard_error(tokens),
         };
-        switches.iter().zip(losses).map(cost).collect()
+        switches.iter().zip(tallies).map(cost).collect()
     };
     let stages = stage_names(depth).zip(&sums.cumulative);
     let sites = deviation_sites(depth).zip(&sums.deviation);
@@ -318,7 +368,11 @@ fn of_sums(sums: Sums, switches: &[Switch], depth: usize) -> Attribution {
         alone: costs(&sums.alone),
         without: costs(&sums.without),
         cumulative: stages
-            .map(|(through, loss)| CumulativeCost { through, loss_increase: increase(loss) })
+            .map(|(through, tally)| CumulativeCost {
+                through,
+                loss_increase: increase(tally),
+                standard_error: tally.standard_error(tokens),
+            })
             .collect(),
         deviation: sites
             .map(|(site, (error, energy))| SiteDeviation {

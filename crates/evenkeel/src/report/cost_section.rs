@@ -25,6 +25,8 @@ pub(super) struct Cost<'a> {
     pub(super) alone: f64,
     /// Loss that the quantised model has less without it.
     pub(super) gain: f64,
+    /// Standard errors of the two.
+    pub(super) errors: [f64; 2],
 }
 
 impl Cost<'_> {
@@ -35,17 +37,16 @@ impl Cost<'_> {
 }
 
 /// All quantisers, the costliest by either measure first.
-pub(super) fn costs(attribution: &Attribution) -> Vec<Cost<'_>> {
+pub(super) fn costs<'a>(attribution: &'a Attribution) -> Vec<Cost<'a>> {
     let full = attribution.full_increase();
-    let cost =
-        |(alone, without): (&'_ QuantiserCost, &QuantiserCost)| (alone.loss_increase, without.loss_increase);
-    let pairs = attribution.alone.iter().zip(&attribution.without);
-    let mut all: Vec<Cost> = pairs
-        .map(|pair| {
-            let (alone, without) = cost(pair);
-            Cost { name: &pair.0.quantiser, kind: pair.0.kind, alone, gain: full - without }
-        })
-        .collect();
+    let cost = |(alone, without): (&'a QuantiserCost, &QuantiserCost)| Cost {
+        name: &alone.quantiser,
+        kind: alone.kind,
+        alone: alone.loss_increase,
+        gain: full - without.loss_increase,
+        errors: [alone.standard_error, without.standard_error],
+    };
+    let mut all: Vec<Cost> = attribution.alone.iter().zip(&attribution.without).map(cost).collect();
     all.sort_by(|a, b| b.larger().total_cmp(&a.larger()));
     all
 }
@@ -55,10 +56,11 @@ pub(super) fn cost_section(attribution: &Attribution) -> Section {
     let text = format!(
         "Measured on {} tokens, where the float model has a loss of {:.4} nats per token and all quantisers together add \
          {}. Errors in a row can add up, hide each other or cancel, so each quantiser is looked at twice: by itself in the \
-         float model, and left out of the quantised one.",
+         float model, and left out of the quantised one. After ± is the standard error over tokens: what is below two of \
+         them may be chance, and more tokens would tell.",
         findings::count(attribution.tokens),
         attribution.float_loss,
-        nats(attribution.full_increase()),
+        nats(attribution.full_increase(), attribution.full_error()),
     );
     let costs = costs(attribution);
     let bars = bar_chart(&costs);
@@ -98,28 +100,40 @@ fn bars_caption(quantisers: usize) -> String {
     )
 }
 
-/// A difference in loss and what it does to perplexity.
-pub(super) fn nats(value: f64) -> String {
-    cell(Some(value), |v| format!("{} nats ({})", small(v), findings::percent(v.exp_m1())))
+/// A difference in loss with its standard error, and what it does to perplexity.
+pub(super) fn nats(value: f64, error: f64) -> String {
+    cell(Some(value), |v| {
+        let (size, perplexity) = (with_error(v, error), findings::percent(v.exp_m1()));
+        format!("{size} nats (perplexity {perplexity})")
+    })
 }
 
-/// With so many decimals as the accuracy of a loss bears.
+/// A difference with its standard error.
+fn with_error(value: f64, error: f64) -> String {
+    cell(Some(value), |v| format!("{} ± {}", small(v), cell(Some(error), small)))
+}
+
+/// A difference in loss, with decimals that the smallest of interest needs.
 fn small(value: f64) -> String {
-    let text = format!("{value:.5}");
-    if text == "-0.00000" { "0.00000".into() } else { text.replace('-', "−") }
+    let text = format!("{value:.4}");
+    if text == "-0.0000" { "0.0000".into() } else { text.replace('-', "−") }
 }
 
 /// Bars of the costliest.
 pub(super) fn bar_chart(costs: &[Cost]) -> BarChart {
-    let bar = |name: &str, value: f64| Bar {
+    // A negative value would move the foot of all bars away from 0.
+    let bar = |name: &str, value: f64, error: f64| Bar {
         name: name.into(),
-        value: Some(value),
-        label: cell(Some(value), small),
+        value: Some(value).filter(|v| *v >= 0.0),
+        label: with_error(value, error),
     };
     let group = |cost: &Cost| BarGroup {
         name: cost.name.into(),
         colour: Colour::Hue(if cost.kind == QuantiserKind::Weight { 1 } else { 0 }),
-        bars: vec![bar("with it alone", cost.alone), bar("gained by leaving it out", cost.gain)],
+        bars: vec![
+            bar("with it alone", cost.alone, cost.errors[0]),
+            bar("gained by leaving it out", cost.gain, cost.errors[1]),
+        ],
     };
     BarChart {
         x_label: "loss, nats per token".into(),
@@ -137,9 +151,11 @@ fn cost_table(costs: &[Cost]) -> Table {
         ("perplexity", Align::Right),
     ]);
     for cost in costs.iter().take(LISTED) {
-        let both = [cost.alone, cost.gain]
-            .map(|value| [cell(Some(value), small), cell(Some(value), |v| findings::percent(v.exp_m1()))]);
-        table.push(std::iter::once(cost.name.to_string()).chain(both.into_iter().flatten()));
+        let both = [cost.alone, cost.gain].into_iter().zip(cost.errors);
+        let both = both.map(|(value, error)| {
+            [with_error(value, error), cell(Some(value), |v| findings::percent(v.exp_m1()))]
+        });
+        table.push(std::iter::once(cost.name.to_string()).chain(both.flatten()));
     }
     table
 }
@@ -195,7 +211,7 @@ fn cumulative_table(attribution: &Attribution) -> Table {
         let increase = Some(step.loss_increase);
         table.push([
             step.through.clone(),
-            cell(increase, small),
+            with_error(step.loss_increase, step.standard_error),
             cell(increase, |v| findings::percent(v.exp_m1())),
         ]);
     }
@@ -239,7 +255,8 @@ mod tests {
 
     #[test]
     fn differences_are_written_with_a_sign_that_can_be_seen() {
-        assert_eq!([small(-0.0012), small(-1e-9), small(0.5)], ["−0.00120", "0.00000", "0.50000"]);
-        assert_eq!((nats(0.1).as_str(), nats(f64::NAN).as_str()), ("0.10000 nats (+10.52%)", "–"));
+        assert_eq!([small(-0.0012), small(-1e-9), small(0.5)], ["−0.0012", "0.0000", "0.5000"]);
+        assert_eq!(nats(0.1, 0.02), "0.1000 ± 0.0200 nats (perplexity +10.52%)");
+        assert_eq!((nats(f64::NAN, 0.0).as_str(), with_error(0.1, f64::NAN).as_str()), ("–", "0.1000 ± –"));
     }
 }

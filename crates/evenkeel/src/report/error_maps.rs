@@ -65,8 +65,8 @@ pub(super) fn error_maps(sites: &[QuantSite]) -> Vec<ErrorMap> {
         let rows = rows(&sites);
         let map = HeatMap {
             scale: scale_of(rows.iter().flat_map(|row| row.values.iter().flatten().copied())),
+            columns: columns(&rows),
             rows,
-            columns: Columns::Numbered,
             x_label: "block".into(),
             value_label: "relative error, %".into(),
             reach: Vec::new(),
@@ -117,6 +117,12 @@ fn rows(sites: &[&QuantSite]) -> Vec<HeatRow> {
     rows
 }
 
+/// The blocks by number, as many as the rows have.
+fn columns(rows: &[HeatRow]) -> Columns {
+    let blocks = rows.first().map_or(0, |row| row.values.len());
+    Columns::Named((0..blocks).map(|block| block.to_string()).collect())
+}
+
 /// The numbers of a map: of each row the largest, its block, and the lower median.
 fn by_row(rows: &[HeatRow]) -> Table {
     let mut table = Table::new(&[
@@ -148,19 +154,19 @@ fn worst(sites: &[QuantSite]) -> Block {
     let mut table = Table::new(&[
         ("quantiser", Align::Left),
         ("error", Align::Right),
-        ("format", Align::Left),
-        ("scales", Align::Right),
         ("lowest", Align::Right),
         ("highest", Align::Right),
+        ("scales", Align::Right),
+        ("format", Align::Left),
     ]);
     for site in order.into_iter().take(LISTED) {
         table.push([
             site.site.clone(),
             cell(site.error, percent),
-            site.quantiser.clone(),
-            site.scales.map_or("–".into(), |scales| findings::count(scales as u64)),
             cell(site.lo, findings::figure),
             cell(site.hi, findings::figure),
+            site.scales.map_or("–".into(), |scales| findings::count(scales as u64)),
+            site.quantiser.clone(),
         ]);
     }
     let which = match sites.len() > LISTED {

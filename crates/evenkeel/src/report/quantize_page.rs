@@ -103,16 +103,16 @@ fn cost_sentence(attribution: &Attribution) -> String {
         return format!(
             "The costliest quantiser is {}: {} by itself, and without it the others cost {} less.",
             code(alone.name),
-            nats(alone.alone),
-            nats(gain.gain)
+            nats(alone.alone, alone.errors[0]),
+            nats(gain.gain, gain.errors[1])
         );
     }
     format!(
         "By itself {} costs most, {}; leaving one out helps most with {}, {}.",
         code(alone.name),
-        nats(alone.alone),
+        nats(alone.alone, alone.errors[0]),
         code(gain.name),
-        nats(gain.gain)
+        nats(gain.gain, gain.errors[1])
     )
 }
 
@@ -239,7 +239,7 @@ pub(super) mod tests {
                     false => QuantiserKind::Activation,
                 };
                 let own = if quantiser == worst { 0.2 } else { 0.02 * noise(i + from).powi(4) - 0.0002 };
-                QuantiserCost { quantiser, kind, loss_increase: base + sign * own }
+                QuantiserCost { quantiser, kind, loss_increase: base + sign * own, standard_error: 0.0015 }
             };
             names(layers).into_iter().enumerate().map(cost).collect()
         };
@@ -258,6 +258,7 @@ pub(super) mod tests {
                 .map(|(i, through)| CumulativeCost {
                     through,
                     loss_increase: 0.35 * (i as f64 / stages).powi(2),
+                    standard_error: 0.002,
                 })
                 .collect(),
             deviation: sites
@@ -308,8 +309,8 @@ pub(super) mod tests {
             "with <code>w8a8</code>, the model&#39;s perplexity goes from 26.77 to 37.98 (+41.90%), and its size from \
              497.8 MB to 163.0 MB.",
             "It was repaired first: <code>smoothquant=0.5</code>, <code>gptq=0.01</code>.",
-            "The costliest quantiser is <code>blocks.11.resid</code>: 0.20000 nats (+22.14%) by itself, and without it \
-             the others cost 0.20000 nats (+22.14%) less.",
+            "The costliest quantiser is <code>blocks.11.resid</code>: 0.2000 ± 0.0015 nats (perplexity +22.14%) by itself, \
+             and without it the others cost 0.2000 ± 0.0015 nats (perplexity +22.14%) less.",
             "Rounding takes most away at <code>final_norm</code>",
             "What quantisation costs",
             "Which quantiser costs what",

@@ -38,8 +38,10 @@ pub(super) fn report(report: &QuantReport) {
 fn costs(attribution: &Attribution) {
     let full = attribution.full_increase();
     output::line(&format!(
-        "\nwhat the quantisers cost, on {} tokens: together {full:+.5} nats over a float loss of {:.4}",
-        attribution.tokens, attribution.float_loss
+        "\nwhat the quantisers cost, on {} tokens: together {full:+.5} ± {:.5} nats over a float loss of {:.4}",
+        attribution.tokens,
+        attribution.full_error(),
+        attribution.float_loss
     ));
     let alone = |cost: &QuantiserCost| cost.loss_increase;
     list("with this one alone", "nats", &attribution.alone, alone);
@@ -49,15 +51,17 @@ fn costs(attribution: &Attribution) {
     output::line(&format!("\nquantised through: {}", steps.collect::<Vec<_>>().join(", ")));
 }
 
-/// The costliest by `cost`, in nats and as what that does to perplexity.
+/// The costliest by `cost`, in nats with their standard error, and as what that does to perplexity.
 fn list(title: &str, unit: &str, costs: &[QuantiserCost], cost: impl Fn(&QuantiserCost) -> f64) {
     let mut order: Vec<(f64, &QuantiserCost)> = costs.iter().map(|c| (cost(c), c)).collect();
     order.sort_by(|a, b| b.0.total_cmp(&a.0));
-    let columns = [(title, Align::Left), (unit, Align::Right), ("perplexity", Align::Right)];
+    let columns =
+        [(title, Align::Left), (unit, Align::Right), ("±", Align::Right), ("perplexity", Align::Right)];
     let mut table = Table::new(&columns);
     for (nats, cost) in order.into_iter().take(LISTED) {
-        let percent = 100.0 * nats.exp_m1();
-        table.push([cost.quantiser.clone(), format!("{nats:+.5}"), format!("{percent:+.2}%")]);
+        let (percent, error) = (100.0 * nats.exp_m1(), cost.standard_error);
+        let figures = [format!("{nats:+.5}"), format!("{error:.5}"), format!("{percent:+.2}%")];
+        table.push(std::iter::once(cost.quantiser.clone()).chain(figures));
     }
     output::result(&format!("\n{}", table.to_text()));
 }

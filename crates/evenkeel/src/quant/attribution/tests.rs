@@ -1,7 +1,7 @@
 //! Attribution of small models whose every cost can be had another way.
 
 use super::*;
-use crate::data::{Dataset, SamplerSettings, Split, TrainSampler};
+use crate::data::{Dataset, SamplerSettings, Split, TrainSampler, ValidationBlocks};
 use crate::model::{ModelConfig, preset};
 use crate::quant::repair::Repair;
 use crate::quant::{QuantReport, Scheme};
@@ -53,6 +53,10 @@ fn blocks(dataset: &Arc<Dataset>) -> ValidationBlocks {
     ValidationBlocks::new(dataset.clone(), Split::Val, CONTEXT, 5, None).unwrap()
 }
 
+fn count(dataset: &Arc<Dataset>) -> u64 {
+    blocks(dataset).blocks()
+}
+
 struct Case {
     simulation: Simulation,
     dataset: Arc<Dataset>,
@@ -66,12 +70,14 @@ impl Case {
         let sampler = TrainSampler::new(dataset.clone(), settings).unwrap();
         let calibration = sampler.calibration(0, 2, 4).collect::<std::result::Result<Vec<_>, _>>().unwrap();
         let mut simulation = Simulation::new(model, scheme, repairs, &calibration, &mut || {}).unwrap();
-        let report = simulation.evaluate(model, blocks(&dataset), &mut |_, _| {}).unwrap();
+        let report = simulation.evaluate(model, blocks(&dataset), &mut |_| {}).unwrap();
         Self { simulation, dataset, report }
     }
 
     fn attribution(&self) -> Attribution {
-        let whole = self.simulation.attribute(blocks(&self.dataset), &mut |_, _| ControlFlow::Continue(()));
+        let whole = self
+            .simulation
+            .attribute(blocks(&self.dataset), count(&self.dataset), &mut |_, _| ControlFlow::Continue(()));
         whole.unwrap().unwrap()
     }
 }
@@ -188,15 +194,24 @@ fn passes_may_start_anywhere() {
     let mut board = Switchboard { float, quantised, tap, switches: &switches };
     let batch = blocks(&case.dataset).next().unwrap().unwrap();
     let input = Input::from(batch.clone());
+    let whole = |model: &Transformer, tap: &mut QuantTap| {
+        let logits = logits(model, tap, Start::Input(&input), &mut |_| {}).unwrap();
+        losses(&logits, &batch.targets).unwrap()
+    };
+    let of_all = whole(quantised, &mut board.tap);
+    board.tap.enable_where(|_| false);
+    let of_float = whole(float, &mut board.tap);
     let sums = board.measure(&batch, &mut || true).unwrap().unwrap();
     for (i, switch) in switches.iter().enumerate() {
         let alone = board.alone(switch, Start::Input(&input)).unwrap();
         let without = board.without(switch, Start::Input(&input)).unwrap();
-        let [alone, without] = [alone, without].map(|logits| loss(&logits, &batch.targets).unwrap());
+        let loss = |logits: &Value| losses(logits, &batch.targets).unwrap();
+        let (alone, without) = (Tally::of(&loss(&alone), &of_float), Tally::of(&loss(&without), &of_all));
         assert_eq!((alone, without), (sums.alone[i], sums.without[i]), "{}", switch.name);
     }
-    assert_eq!(sums.alone.last(), Some(&sums.float));
-    assert_eq!(sums.without.last(), sums.cumulative.last());
+    let (alone, without) = (sums.alone.last().unwrap(), sums.without.last().unwrap());
+    assert_eq!((alone.loss, alone.squares), (sums.float, 0.0));
+    assert_eq!((without.loss, without.squares), (sums.cumulative.last().unwrap().loss, 0.0));
 }
 
 #[test]
@@ -204,15 +219,16 @@ fn a_stop_keeps_whole_batches() {
     let case = Case::new(&sure(config("pre_ln")), &w8a8(&[]), &[]);
     let stopped_after = |share: f64| {
         let mut last = (0, 0);
-        let found = case.simulation.attribute(blocks(&case.dataset), &mut |done, total| {
-            assert!(done > last.0 && done <= total);
-            last = (done, total);
-            if done as f64 >= share * total as f64 {
-                ControlFlow::Break(())
-            } else {
-                ControlFlow::Continue(())
-            }
-        });
+        let found =
+            case.simulation.attribute(blocks(&case.dataset), count(&case.dataset), &mut |done, total| {
+                assert!(done > last.0 && done <= total);
+                last = (done, total);
+                if done as f64 >= share * total as f64 {
+                    ControlFlow::Break(())
+                } else {
+                    ControlFlow::Continue(())
+                }
+            });
         (found.unwrap(), last)
     };
     assert_eq!(stopped_after(0.0).0, None);
@@ -220,6 +236,16 @@ fn a_stop_keeps_whole_batches() {
     assert_eq!(stopped_after(0.5).0.map(|found| found.tokens), Some(5 * CONTEXT as u64));
     let (whole, (done, total)) = stopped_after(2.0);
     assert_eq!((whole, done), (Some(case.attribution()), total));
+}
+
+#[test]
+fn the_standard_error_is_that_of_a_mean() {
+    let tally = [(1.0, 0.5), (2.0, 2.5), (4.0, 1.0)].map(|(a, b)| Tally::of(&[a], &[b]));
+    let all = Tally::of(&[1.0, 2.0, 4.0], &[0.5, 2.5, 1.0]);
+    assert_eq!(tally.into_iter().reduce(|a, b| a + b), Some(all));
+    // Differences 0.5, -0.5 and 3: their mean is 1, their mean square 9.5 / 3.
+    assert!((all.standard_error(3.0) - ((9.5 / 3.0 - 1.0) / 3.0f64).sqrt()).abs() < 1e-12);
+    assert_eq!(Tally::of(&[1.0, 2.0], &[0.75, 1.75]).standard_error(2.0), 0.0);
 }
 
 #[test]
@@ -236,12 +262,12 @@ fn the_report_has_the_documented_keys() {
     let json = &serde_json::to_value(&case.report).unwrap()["attribution"];
     assert_eq!(keys(json), ["alone", "cumulative", "deviation", "float_loss", "tokens", "without"]);
     for list in ["alone", "without"] {
-        assert_eq!(keys(&json[list][0]), ["kind", "loss_increase", "quantiser"]);
+        assert_eq!(keys(&json[list][0]), ["kind", "loss_increase", "quantiser", "standard_error"]);
         let kinds: Vec<&str> =
             json[list].as_array().unwrap().iter().filter_map(|c| c["kind"].as_str()).collect();
         assert!(kinds.contains(&"weight") && kinds.contains(&"activation"));
     }
-    assert_eq!(keys(&json["cumulative"][0]), ["loss_increase", "through"]);
+    assert_eq!(keys(&json["cumulative"][0]), ["loss_increase", "standard_error", "through"]);
     assert_eq!(keys(&json["deviation"][0]), ["relative", "site"]);
     let again: QuantReport = serde_json::from_value(serde_json::to_value(&case.report).unwrap()).unwrap();
     assert_eq!(again.attribution, case.report.attribution);
