@@ -53,7 +53,7 @@ pub(crate) fn run(args: Export, settings: &Settings) -> Result<Exit, Failure> {
 
 /// What is exported.
 enum Source {
-    Float(Transformer),
+    Float(Box<Transformer>),
     Integers(Box<Dequantised>),
 }
 
@@ -64,7 +64,7 @@ impl Source {
         if takes_integers && folder.is_dir() && int8::is_integer(&folder) {
             return Ok(Self::Integers(Box::new(int8::dequantised(&folder)?)));
         }
-        Ok(Self::Float(model::load(&args.model, settings)?.0))
+        Ok(Self::Float(Box::new(model::load(&args.model, settings)?.0)))
     }
 
     fn parameter_count(&self) -> usize {

@@ -33,8 +33,8 @@ pub(crate) fn open(model: &Path, settings: &Settings) -> Result<OnDisk, Failure>
 
 /// A MODEL that can be run: in float, or of integers.
 pub(crate) enum Runnable {
-    Float(Transformer),
-    Integer(IntegerModel),
+    Float(Box<Transformer>),
+    Integer(Box<IntegerModel>),
 }
 
 impl Runnable {
@@ -46,8 +46,8 @@ impl Runnable {
             return Err(ModelError::NoNextToken.into());
         }
         let runnable = match on_disk.into_integer() {
-            Ok(integer) => Self::Integer(integer),
-            Err(on_disk) => Self::Float(on_disk.load()?),
+            Ok(integer) => Self::Integer(Box::new(integer)),
+            Err(on_disk) => Self::Float(Box::new(on_disk.load()?)),
         };
         Ok((runnable, folder))
     }
