@@ -199,6 +199,10 @@ pub(crate) struct Scale {
 /// Sizes default to those of GPT-2 small.
 #[derive(Debug, Args)]
 pub(crate) struct Int8 {
+    /// An int8 folder that `quantize --out` wrote, in place of a model with random weights; sizes but context and sequences,
+    /// preset and scheme are its own, and float stands for a float model of its shape
+    #[arg(value_name = "MODEL")]
+    pub(crate) model: Option<std::path::PathBuf>,
     /// Blocks
     #[arg(long, default_value_t = 12, value_name = "N")]
     pub(crate) depth: usize,

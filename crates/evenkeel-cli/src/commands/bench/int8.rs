@@ -60,33 +60,32 @@ impl Mode {
 }
 
 struct Bench {
+    /// Name of the integer mode.
+    scheme: String,
     float: Transformer,
     integer: IntegerModel,
+    context: usize,
     ids: Vec<u32>,
     sequences: usize,
 }
 
 impl Bench {
     fn new(args: &Int8, seed: u64) -> Result<Self, Failure> {
-        let &Int8 { width, vocab, context, sequences, .. } = args;
-        let config =
-            model_of(&args.preset, args.depth, args.heads, &Sizes { width, vocab, context, sequences })?;
-        let draw = |stream: u64, count: usize| -> Vec<u32> {
-            let key = random::key(&[seed, stream]);
-            let id = |i: usize| (random::uniform(key, i as u64) * vocab as f64) as u32;
-            (0..count).map(|i| id(i).min(vocab as u32 - 1)).collect()
+        let (scheme, float, integer, context) = match &args.model {
+            Some(path) => {
+                let integer = int8::read(path).map_err(evenkeel::Error::from)?;
+                let config = integer.model().config().clone();
+                let (scheme, context) =
+                    (integer.description().scheme.clone(), args.context.min(config.context));
+                (scheme, Transformer::new(config, seed)?, integer, context)
+            }
+            None => {
+                let (float, integer) = made(args, seed)?;
+                (args.scheme.clone(), float, integer, args.context)
+            }
         };
-        let batch = |stream| Batch {
-            inputs: draw(stream, context),
-            targets: draw(stream, context),
-            sequences: 1,
-            context,
-        };
-        let calibration: Vec<Batch> = (1..=CALIBRATION as u64).map(batch).collect();
-        let float = Transformer::new(config, seed)?;
-        let scheme = Scheme::preset(&args.scheme).map_err(evenkeel::Error::from)?;
-        let integer = int8::convert(&Simulation::new(&float, &scheme, &[], &calibration, &mut || {})?)?;
-        Ok(Self { float, integer, ids: draw(0, sequences * context), sequences })
+        let ids = drawn(seed, 0, args.sequences * context, float.config().vocab);
+        Ok(Self { scheme, float, integer, context, ids, sequences: args.sequences })
     }
 
     /// Seconds of one pass, or of one decoded token of each sequence.
@@ -117,8 +116,7 @@ impl Bench {
 
     /// The first half of each sequence.
     fn prompt(&self) -> Vec<u32> {
-        let context = self.float.config().context;
-        self.ids.chunks(context).flat_map(|ids| &ids[..context.div_ceil(2)]).copied().collect()
+        self.ids.chunks(self.context).flat_map(|ids| &ids[..self.context.div_ceil(2)]).copied().collect()
     }
 
     fn time_decoding(&self, mut decode: impl FnMut(&[u32]) -> Result<(), Failure>) -> Result<f64, Failure> {
@@ -134,11 +132,35 @@ impl Bench {
     }
 }
 
+/// A model with random weights, and it calibrated on random ids.
+fn made(args: &Int8, seed: u64) -> Result<(Transformer, IntegerModel), Failure> {
+    let &Int8 { width, vocab, context, sequences, .. } = args;
+    let config = model_of(&args.preset, args.depth, args.heads, &Sizes { width, vocab, context, sequences })?;
+    let batch = |stream| Batch {
+        inputs: drawn(seed, stream, context, vocab),
+        targets: drawn(seed, stream, context, vocab),
+        sequences: 1,
+        context,
+    };
+    let calibration: Vec<Batch> = (1..=CALIBRATION as u64).map(batch).collect();
+    let float = Transformer::new(config, seed)?;
+    let scheme = Scheme::preset(&args.scheme).map_err(evenkeel::Error::from)?;
+    let integer = int8::convert(&Simulation::new(&float, &scheme, &[], &calibration, &mut || {})?)?;
+    Ok((float, integer))
+}
+
+/// Random ids below `vocab`.
+fn drawn(seed: u64, stream: u64, count: usize, vocab: usize) -> Vec<u32> {
+    let key = random::key(&[seed, stream]);
+    let id = |i: usize| (random::uniform(key, i as u64) * vocab as f64) as u32;
+    (0..count).map(|i| id(i).min(vocab as u32 - 1)).collect()
+}
+
 pub(super) fn run(args: Int8, settings: &Settings) -> Result<Exit, Failure> {
     at_least_one("repeat", args.repeat, 1_000_000)?;
     let bench = Bench::new(&args, settings.seed.unwrap_or(0))?;
     if args.serve {
-        return serve(&bench, &args.scheme);
+        return serve(&bench);
     }
     let mut seconds: BTreeMap<String, Vec<f64>> = BTreeMap::new();
     for turn in 0..=args.repeat {
@@ -146,11 +168,11 @@ pub(super) fn run(args: Int8, settings: &Settings) -> Result<Exit, Failure> {
             let time = bench.time(mode)?;
             // The first turn faults pages in.
             if turn > 0 {
-                seconds.entry(mode.name(&args.scheme)).or_default().push(time);
+                seconds.entry(mode.name(&bench.scheme)).or_default().push(time);
             }
         }
     }
-    let of = |mode: Mode| seconds.get(&mode.name(&args.scheme)).map_or(&[][..], |s| s);
+    let of = |mode: Mode| seconds.get(&mode.name(&bench.scheme)).map_or(&[][..], |s| s);
     let tokens = bench.ids.len();
     let ratio = |mode| {
         let pairs = of(mode).iter().zip(of(Mode::Integer));
@@ -160,7 +182,7 @@ pub(super) fn run(args: Int8, settings: &Settings) -> Result<Exit, Failure> {
     if settings.json {
         let passes = [MODES[0], MODES[1], MODES[2]];
         let named = |modes: &[Mode]| -> serde_json::Map<String, serde_json::Value> {
-            modes.iter().map(|&m| (m.name(&args.scheme), json!(of(m)))).collect()
+            modes.iter().map(|&m| (m.name(&bench.scheme), json!(of(m)))).collect()
         };
         output::json(&json!({
             "schema": 1,
@@ -190,7 +212,7 @@ pub(super) fn run(args: Int8, settings: &Settings) -> Result<Exit, Failure> {
             Mode::DecodeInteger | Mode::DecodeFloat => (bench.sequences, String::new()),
         };
         let rate = format!("{:.0}", count as f64 / time);
-        table.push(vec![mode.name(&args.scheme), milliseconds(time), rate, against]);
+        table.push(vec![mode.name(&bench.scheme), milliseconds(time), rate, against]);
     }
     output::result(&table.to_text());
     let mib = |bytes: usize| bytes as f64 / f64::from(1 << 20);
@@ -204,7 +226,8 @@ pub(super) fn run(args: Int8, settings: &Settings) -> Result<Exit, Failure> {
 }
 
 /// Times one mode for each line of stdin, until it ends.
-fn serve(bench: &Bench, scheme: &str) -> Result<Exit, Failure> {
+fn serve(bench: &Bench) -> Result<Exit, Failure> {
+    let scheme = &bench.scheme;
     output::line(&json!({"ready": true}).to_string());
     for line in std::io::stdin().lock().lines() {
         let line =
