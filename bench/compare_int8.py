@@ -54,6 +54,8 @@ class Worker:
             self.process.stdin.write(f"run {mode}\n")
             self.process.stdin.flush()
             line = self.process.stdout.readline()
+            if '"ready"' in line:  # the first answer follows what says that the model is made
+                line = self.process.stdout.readline()
         except BrokenPipeError:
             line = ""
         finally:

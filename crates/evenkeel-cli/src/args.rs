@@ -50,7 +50,7 @@ pub(crate) struct Common {
     /// No progress bar; plain lines instead
     #[arg(long, global = true, help_heading = "Everywhere")]
     pub(crate) no_progress: bool,
-    /// Replace what an earlier run left at the output path (quickstart, data tokenize, train, export)
+    /// Replace what an earlier run left at the output path (quickstart, data tokenize, train, quantize, export)
     #[arg(long, global = true, help_heading = "Everywhere")]
     pub(crate) force: bool,
 }
@@ -314,6 +314,17 @@ pub(crate) enum Head {
     Int8,
 }
 
+impl Head {
+    /// As it is typed.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Head::Float => "float",
+            Head::Bf16 => "bf16",
+            Head::Int8 => "int8",
+        }
+    }
+}
+
 impl From<Head> for HeadFormat {
     fn from(head: Head) -> Self {
         match head {
@@ -331,6 +342,16 @@ pub(crate) enum Residual {
     Float,
     /// Quantised after the embedding and after each sum
     Int8,
+}
+
+impl Residual {
+    /// As it is typed.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Residual::Float => "float",
+            Residual::Int8 => "int8",
+        }
+    }
 }
 
 impl From<Residual> for scheme::Residual {
@@ -364,7 +385,7 @@ pub(crate) struct Sample {
     /// Continuations to draw at once
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub(crate) samples: usize,
-    /// How the keys and values of earlier tokens are kept
+    /// How the keys and values of earlier tokens are kept [default: f32; for an int8 folder as the bytes that they are]
     #[arg(long, value_enum, value_name = "TYPE")]
     pub(crate) kv_cache: Option<KvCache>,
 }

@@ -70,6 +70,19 @@ pub fn head_cross_entropy(
     (total / rows as f64, gradients)
 }
 
+/// Mean over rows of -log softmax(row) at the target, of logits (rows, vocab), which are used up.
+///
+/// # Panics
+/// If a target lies outside the vocabulary or sizes disagree.
+pub fn logits_cross_entropy(logits: &mut [f32], targets: &[u32]) -> f64 {
+    let (rows, vocab) = (targets.len(), logits.len() / targets.len().max(1));
+    assert!(rows > 0 && logits.len() == rows * vocab, "as many rows of logits as targets");
+    assert!(targets.iter().all(|&t| (t as usize) < vocab), "target outside the vocabulary");
+    let rows_of = logits.par_chunks_mut(vocab).zip(targets);
+    let losses: Vec<f32> = rows_of.map(|(row, &target)| loss_row(row, target as usize, 0.0, false)).collect();
+    losses.iter().map(|&loss| f64::from(loss)).sum::<f64>() / rows as f64
+}
+
 multiversion! {
     /// The row's loss; the row becomes its scaled gradient if asked for.
     fn loss_row(row: &mut [f32], target: usize, scale: f32, gradient: bool) -> f32 {

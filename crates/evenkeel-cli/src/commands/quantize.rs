@@ -24,7 +24,7 @@ pub(crate) fn run(args: Quantize, settings: &Settings) -> Result<Exit, Failure> 
     check(&args)?;
     let scheme = scheme(&args)?;
     let (model, folder) = model::load(&args.model, settings)?;
-    let repairs = args.repair.iter().map(|text| text.parse()).collect::<Result<Vec<Repair>, _>>()?;
+    let repairs = repairs(&args.repair)?;
     let texts = Texts::open(&args, &folder, model.config(), settings)?;
     // What cannot be is said before the work.
     let plan = scheme.plan(model.config(), model.parameters().iter().map(|p| p.name.as_str()))?;
@@ -81,6 +81,12 @@ pub(crate) struct Recipe<'a> {
 
 /// Refuses what `--report` and `--attribution-tokens` cannot mean, before there is anything to lose.
 fn check(args: &Quantize) -> Result<(), Failure> {
+    if args.tokens == Some(0) {
+        return Err(Failure::input(
+            "--tokens 0 leaves nothing to evaluate",
+            "leave it out, or give at least 1",
+        ));
+    }
     if args.attribution_tokens == 0 {
         return Err(Failure::input(
             "--attribution-tokens 0 leaves nothing to evaluate",
@@ -127,24 +133,42 @@ fn attribute(
     Ok((attribution, if stopped() { Exit::Interrupted } else { Exit::Done }))
 }
 
-/// The scheme that the options describe.
+/// The repairs by their names, each once.
+fn repairs(texts: &[String]) -> Result<Vec<Repair>, Failure> {
+    let repairs = texts.iter().map(|text| text.parse()).collect::<Result<Vec<Repair>, _>>()?;
+    for (i, repair) in repairs.iter().enumerate() {
+        if repairs[..i].iter().any(|earlier| earlier.name() == repair.name()) {
+            return Err(Failure::input(
+                format!("--repair {} is given twice", repair.name()),
+                "a repair is made once: leave one out",
+            ));
+        }
+    }
+    Ok(repairs)
+}
+
+/// The scheme that the options describe, what they change in its name.
 fn scheme(args: &Quantize) -> Result<Scheme, Failure> {
     let path = Path::new(&args.scheme);
-    let mut scheme = match path.extension().is_some_and(|e| e == "toml") {
+    let is_file =
+        path.extension().is_some_and(|e| e == "toml") || path.components().count() > 1 || path.is_file();
+    let mut scheme = match is_file {
         true => {
             let text = std::fs::read_to_string(path).map_err(|e| {
                 Failure::input(format!("cannot read {}: {e}", path.display()), "check the path of --scheme")
             })?;
-            let stem = path.file_stem().map(|s| s.to_string_lossy().into_owned());
-            Scheme::from_toml(&stem.unwrap_or_default(), &text)?
+            Scheme::from_toml(&args.scheme, &text)?
         }
         false => Scheme::preset(&args.scheme)?,
     };
+    let mut changes = String::new();
     if let Some(head) = args.head {
         scheme.head = head.into();
+        changes += &format!(", {} head", head.name());
     }
     if let Some(residual) = args.residual {
         scheme.residual = residual.into();
+        changes += &format!(", {} stream", residual.name());
     }
     for text in &args.site {
         let Some((pattern, words)) = text.split_once('=') else {
@@ -154,7 +178,9 @@ fn scheme(args: &Quantize) -> Result<Scheme, Failure> {
             ));
         };
         scheme.set(pattern, words)?;
+        changes += &format!(", {text}");
     }
+    scheme.name += &changes;
     Ok(scheme)
 }
 

@@ -118,7 +118,7 @@ impl Hint for CheckpointError {
                 "--to evenkeel exports every causal language model, with a modelling file of its own".into()
             }
             CheckpointError::Integers { .. } => {
-                "eval, inspect, sample, bench and export --to onnx take it as it is".into()
+                "eval, inspect, sample, bench int8, and export --to onnx or compressed-tensors take it as it is".into()
             }
             CheckpointError::Model { source, .. } => source.hint(),
             CheckpointError::Weights(e) => e.hint(),

@@ -175,8 +175,10 @@ pub fn inspect<I: Into<Input>>(
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<InspectReport> {
     let config = model.config();
-    let mut tap = InspectTap::new(config, options);
     let mut quantisers = model.quantisers();
+    // What lies on its grid already loses nothing more, which would be no verdict on the model.
+    let options = &Options { int8: options.int8 && quantisers.is_none(), ..*options };
+    let mut tap = InspectTap::new(config, options);
     let mut inputs = inputs.peekable();
     let (mut done, mut total) = (0, 0);
     let mut step = |more: u64| {

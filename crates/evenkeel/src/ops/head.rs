@@ -53,14 +53,19 @@ pub fn head_cross_entropy(
     }))
 }
 
-/// The same of logits (..., vocab) that are there, biases included.
+/// The same of logits (..., vocab) that are there, biases included; for inputs that nothing is learned from.
 ///
 /// # Errors
 /// If shapes disagree.
 pub fn cross_entropy(tape: &Tape, logits: &Value, targets: &[u32]) -> Result<Value> {
     let _span = tape.span("head");
     let (rows, vocab) = flat(logits.tensor())?;
-    tape.compose(&[logits], |t| loss_of(&t[0].reshape((rows, vocab))?, targets))
+    if !all_fast(&[logits]) || tape.is_recording() {
+        return tape.compose(&[logits], |t| loss_of(&t[0].reshape((rows, vocab))?, targets));
+    }
+    let mut own = slice(logits.tensor())?.to_vec();
+    let loss = xent::logits_cross_entropy(&mut own, targets);
+    Ok(Value::constant(Tensor::new(loss as f32, logits.tensor().device())?))
 }
 
 fn composed(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, targets: &[u32]) -> Result<Tensor> {

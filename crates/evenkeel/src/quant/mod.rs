@@ -124,7 +124,7 @@ impl Hint for QuantError {
                 "docs/quantisation.md explains the words; `evenkeel config show w8a8` shows them in use".into()
             }
             QuantError::NotInt8 { .. } => {
-                "use --scheme w8a8, w8a8_int8_head, w8a8_channel or w8a8_token with --out; the others are simulated".into()
+                "with --out use --scheme w8a8, w8a8_int8_head, w8a8_channel or w8a8_token, and no --site or repair that leaves int8".into()
             }
             QuantError::FitsNothing { .. } => "give it weights or activations that are not `float`".into(),
             QuantError::PatternFitsNothing { .. } => {

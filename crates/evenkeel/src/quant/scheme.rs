@@ -170,15 +170,19 @@ impl Scheme {
         Self::from_toml(name, text)
     }
 
-    /// From its text; `name` if it has none of its own.
+    /// From its text, which `name` is the name or the file of: without a name of its own it has the file's stem.
     ///
     /// # Errors
     /// If it is not TOML, has an unknown key or a word that means nothing.
     pub fn from_toml(name: &str, text: &str) -> Result<Self, QuantError> {
-        let mut scheme: Scheme = toml::from_str(text)
-            .map_err(|e| QuantError::SchemeText { name: name.into(), problem: e.message().to_string() })?;
+        let mut scheme: Scheme = toml::from_str(text).map_err(|e| {
+            let line = e.span().map(|span| text[..span.start.min(text.len())].matches('\n').count() + 1);
+            let place = line.map_or(String::new(), |line| format!("line {line}: "));
+            QuantError::SchemeText { name: name.into(), problem: format!("{place}{}", e.message()) }
+        })?;
         if scheme.name.is_empty() {
-            scheme.name = name.into();
+            let stem = std::path::Path::new(name).file_stem().map(|stem| stem.to_string_lossy().into_owned());
+            scheme.name = stem.unwrap_or_default();
         }
         scheme.check()?;
         Ok(scheme)

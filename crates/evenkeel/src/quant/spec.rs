@@ -5,6 +5,7 @@
 
 use super::QuantError;
 use evenkeel_kernels::minifloat::{E2M1, E4M3, E5M2, MiniFloat};
+use std::collections::BTreeSet;
 use std::fmt;
 
 /// How a value is represented.
@@ -145,6 +146,19 @@ pub struct Spec {
     pub range: Range,
 }
 
+/// What a known word decides.
+fn kind(word: &str) -> &'static str {
+    let name = word.split(':').next().unwrap_or(word);
+    match name {
+        "symmetric" | "asymmetric" => "symmetry",
+        "tensor" | "channel" | "token" | "group" => "granularity",
+        "static" | "dynamic" => "timing",
+        "mx" | "nv" => "scale",
+        _ if name.starts_with("int") || Float::ALL.iter().any(|f| f.name() == name) => "format",
+        _ => "range",
+    }
+}
+
 /// Percentile of `running_percentile`, `percentile` and `percentile_exact` where none is given.
 const PERCENTILE: f64 = 99.999;
 
@@ -177,8 +191,16 @@ impl Spec {
     /// # Errors
     /// A word that is not known, or words that do not go together.
     pub fn with(mut self, words: &str) -> Result<Self, QuantError> {
-        for word in words.split_whitespace() {
+        // Scales bring a granularity with them, and formats say whether there is a symmetry: what is said besides comes after.
+        let mut ordered: Vec<&str> = words.split_whitespace().collect();
+        ordered.sort_by_key(|word| ["scale", "format"].iter().position(|k| *k == kind(word)).unwrap_or(2));
+        let mut kinds = BTreeSet::new();
+        for word in ordered {
             self.take(word)?;
+            if !kinds.insert(kind(word)) {
+                let problem = "two of its words say the same thing, and the order of words means nothing";
+                return Err(QuantError::Words { words: words.to_string(), problem });
+            }
         }
         let names_scale = words.split_whitespace().any(|word| matches!(word, "mx" | "nv"));
         if !names_scale && self.scale_problem().is_some() {
@@ -200,11 +222,13 @@ impl Spec {
         };
         let symmetric = self.format.is_symmetric();
         match name {
-            "symmetric" | "asymmetric" => {
-                if let Format::Int { symmetric, .. } = &mut self.format {
-                    *symmetric = name == "symmetric";
+            "symmetric" | "asymmetric" => match &mut self.format {
+                Format::Int { symmetric, .. } => *symmetric = name == "symmetric",
+                Format::Float(_) => {
+                    let problem = "only integers are symmetric or asymmetric";
+                    return Err(QuantError::Words { words: word.to_string(), problem });
                 }
-            }
+            },
             "tensor" => self.granularity = Granularity::Tensor,
             "channel" => self.granularity = Granularity::Channel,
             "token" => self.granularity = Granularity::Token,
@@ -356,6 +380,10 @@ mod tests {
             "int8 mx",
             "e4m3 kl",
             "e4m3 nv",
+            "int8 int4",
+            "channel tensor",
+            "mse kl",
+            "e4m3 asymmetric",
         ] {
             assert!(Spec::WEIGHT.with(words).is_err(), "{words}");
         }
