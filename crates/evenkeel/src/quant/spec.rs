@@ -224,8 +224,9 @@ impl Spec {
         match name {
             "symmetric" | "asymmetric" => match &mut self.format {
                 Format::Int { symmetric, .. } => *symmetric = name == "symmetric",
+                Format::Float(_) if name == "symmetric" => {}
                 Format::Float(_) => {
-                    let problem = "only integers are symmetric or asymmetric";
+                    let problem = "only integers have a zero point";
                     return Err(QuantError::Words { words: word.to_string(), problem });
                 }
             },
