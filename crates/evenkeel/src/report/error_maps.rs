@@ -156,7 +156,6 @@ fn worst(sites: &[QuantSite]) -> Block {
         ("error", Align::Right),
         ("lowest", Align::Right),
         ("highest", Align::Right),
-        ("scales", Align::Right),
         ("format", Align::Left),
     ]);
     for site in order.into_iter().take(LISTED) {
@@ -165,7 +164,6 @@ fn worst(sites: &[QuantSite]) -> Block {
             cell(site.error, percent),
             cell(site.lo, findings::figure),
             cell(site.hi, findings::figure),
-            site.scales.map_or("–".into(), |scales| findings::count(scales as u64)),
             site.quantiser.clone(),
         ]);
     }

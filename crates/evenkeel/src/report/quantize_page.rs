@@ -1,7 +1,7 @@
 //! A page about a model as `evenkeel quantize` found it: what quantisation costs, which quantiser costs what, and what rounding
 //! takes away at each place; and the same figures as files.
 
-use super::cost_section::{bar_chart, cost_section, costs, cumulative_chart, deviation_chart, nats};
+use super::cost_section::{Cost, bar_chart, cost_section, costs, cumulative_chart, deviation_chart, nats};
 use super::error_maps::{error_maps, error_section};
 use super::findings;
 use super::html::{Block, Page, Section, WIDE};
@@ -92,28 +92,28 @@ fn increase(report: &QuantReport) -> Option<String> {
 
 fn cost_sentence(attribution: &Attribution) -> String {
     let costs = costs(attribution);
-    let most = |cost: fn(&super::cost_section::Cost) -> f64| {
-        let known = costs.iter().filter(|c| cost(c) > 0.0);
-        known.max_by(|a, b| cost(a).total_cmp(&cost(b)))
+    // What is below two standard errors is named in the figure, not here.
+    let most = |cost: fn(&Cost) -> (f64, f64)| {
+        let sure = costs.iter().filter(|c| cost(c).0 > 2.0 * cost(c).1);
+        sure.max_by(|a, b| cost(a).0.total_cmp(&cost(b).0))
     };
-    let (Some(alone), Some(gain)) = (most(|c| c.alone), most(|c| c.gain)) else {
-        return "No quantiser costs anything by itself.".into();
-    };
-    if alone.name == gain.name {
-        return format!(
-            "The costliest quantiser is {}: {} by itself, and without it the others cost {} less.",
-            code(alone.name),
-            nats(alone.alone, alone.errors[0]),
-            nats(gain.gain, gain.errors[1])
-        );
+    let alone = most(|c| (c.alone, c.errors[0])).map(|c| (c.name, nats(c.alone, c.errors[0])));
+    let gain = most(|c| (c.gain, c.errors[1])).map(|c| (c.name, nats(c.gain, c.errors[1])));
+    match (alone, gain) {
+        (None, None) => format!(
+            "On {} tokens no quantiser costs more by itself than chance would explain.",
+            findings::count(attribution.tokens)
+        ),
+        (Some((name, alone)), Some((other, gain))) if name == other => format!(
+            "The costliest quantiser is {}: {alone} by itself, and without it the others cost {gain} less.",
+            code(name)
+        ),
+        (alone, gain) => {
+            let alone = alone.map(|(name, nats)| format!("By itself {} costs most, {nats}.", code(name)));
+            let gain = gain.map(|(name, nats)| format!("Leaving out {} helps most, by {nats}.", code(name)));
+            alone.into_iter().chain(gain).collect::<Vec<_>>().join(" ")
+        }
     }
-    format!(
-        "By itself {} costs most, {}; leaving one out helps most with {}, {}.",
-        code(alone.name),
-        nats(alone.alone, alone.errors[0]),
-        code(gain.name),
-        nats(gain.gain, gain.errors[1])
-    )
 }
 
 fn headline(report: &QuantReport) -> Section {
@@ -355,7 +355,7 @@ pub(super) mod tests {
         assert!(
             html.contains("–") && html.contains("no data") && !html.contains("NaN") && !html.contains("inf")
         );
-        assert!(html.contains("No quantiser costs anything by itself."));
+        assert!(html.contains("no quantiser costs more by itself than chance would explain."));
     }
 
     #[test]
