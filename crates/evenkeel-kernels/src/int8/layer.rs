@@ -1,6 +1,6 @@
 //! Linear layers on bytes: a product and what turns its sums into the layer's output, one pass.
 //!
-//! y[m, n] = act(s[m] s[n] (Σ x w - z[m] Σ w[n] - z_w Σ x[m] + offset[n]) + bias[n]), everything in the brackets exact. Where
+//! `y[m, n] = act(s[m] s[n] (Σ x w - z[m] Σ w[n] - z_w Σ x[m] + offset[n]) + bias[n])`, the integers exact. Where
 //! all rows share one grid, its zero point is part of the offsets and its step of the columns' scales.
 
 use super::requantise::{Scale, Terms, dequantise_into, requantise_into};
