@@ -1,6 +1,6 @@
 //! Text from a model: temperature, top-k, top-p, from a seed.
 //!
-//! The prompt is run once, and every token once after it: [`Decoder`] keeps the keys and values of those before.
+//! The prompt is run once, and every token once after it: [`crate::decode::Decoder`] keeps the keys and values of those before.
 
 use crate::decode::Continues;
 use crate::error::Result;

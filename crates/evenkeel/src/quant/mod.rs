@@ -1,7 +1,7 @@
 //! Post-training quantisation.
 //!
 //! [`spec`] says what a quantiser is, [`scheme`] which quantisers a model gets; [`range`] finds ranges, [`grid`] and
-//! [`rounding`] round to what they make. [`simulation`] puts them together: the model as it would be in integers, computed in
+//! [`rounding`] round to what they make. [`Simulation`] puts them together: the model as it would be in integers, computed in
 //! float. The scheme `w8a8` is the recipe of the paper's OPT-125m table, after Bondarenko et al., "Quantizable Transformers"
 //! (NeurIPS 2023), whose setting He et al. use; every constant is that of the documentation (docs/quantisation.md).
 

@@ -107,7 +107,7 @@ pub fn write(simulation: &Simulation, tokenizer: Option<&Path>, dir: &Path) -> R
     Ok(())
 }
 
-/// The model that [`read`] makes of what [`write`] writes, without a folder.
+/// The model that [`read`] makes of what [`write()`] writes, without a folder.
 ///
 /// # Errors
 /// If a quantiser's values are no bytes.
@@ -324,7 +324,7 @@ impl Folder {
     }
 }
 
-/// Reads a folder that [`write`] made.
+/// Reads a folder that [`write()`] made.
 ///
 /// # Errors
 /// If it is not there, damaged, or its tensors do not fit its configuration.
@@ -366,7 +366,7 @@ pub struct Dequantised {
     pub activations: BTreeMap<Site, ActivationGrid>,
 }
 
-/// Reads a folder that [`write`] made as floats.
+/// Reads a folder that [`write()`] made as floats.
 ///
 /// # Errors
 /// As [`read`].
