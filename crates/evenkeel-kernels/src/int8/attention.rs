@@ -16,13 +16,13 @@
 use super::micro::Kernel;
 use super::pack::{Bytes, Panels, pack_across, pack_outputs};
 use super::requantise::quantise_u8_serial;
-use super::softmax::{PAD, corrected, probabilities, round_scores};
+use super::softmax::{PAD, corrected, probabilities};
 use super::{Path, Room, multiply};
 use crate::attention::Softmax;
 use crate::gemm::scratch::Scratch;
 use crate::gemm::{Compute, Packed, View, Write, gemm_serial_packed};
 use crate::isa::multiversion;
-use crate::quant::Grid;
+use crate::quant::{Grid, fake_quantise_serial};
 use crate::threads::Shared;
 use rayon::prelude::*;
 use std::ops::Range;
@@ -209,7 +209,7 @@ impl IntAttention {
                 let constant = z_k * (self.d_head as i32 * z_q - sum(q.row(query)));
                 corrected(sums, sums_of_keys, z_q, constant, factor, row);
                 if let Some(grid) = self.scores {
-                    round_scores(row, grid);
+                    fake_quantise_serial(row, grid);
                 }
                 let visible = self.seen(query);
                 row[..visible.start - seen.start].fill(f32::NEG_INFINITY);

@@ -6,7 +6,6 @@
 use crate::attention::Softmax;
 use crate::isa::multiversion;
 use crate::math;
-use crate::quant::Grid;
 
 /// A multiple of what the loops take at a time on any instruction set.
 pub(super) const PAD: usize = 64;
@@ -24,16 +23,6 @@ multiversion! {
         for ((out, &sum), &column) in out.iter_mut().zip(sums).zip(columns) {
             let exact = sum.wrapping_sub(zero.wrapping_mul(column)).wrapping_add(constant);
             *out = exact as f32 * factor;
-        }
-    }
-}
-
-multiversion! {
-    /// Scores to the numbers of their levels.
-    pub(super) fn round_scores(scores: &mut [f32], grid: Grid) {
-        for y in scores {
-            let q = ((*y / grid.scale).round_ties_even() + grid.zero_point).clamp(grid.low, grid.high);
-            *y = grid.scale * (q - grid.zero_point);
         }
     }
 }

@@ -13,7 +13,7 @@ mod tensors;
 pub mod weights;
 
 pub use on_disk::OnDisk;
-pub(crate) use tensors::{Raw, write_raw};
+pub(crate) use tensors::{Raw, raw_file, write_raw};
 pub use tensors::{read_images, read_tensors, write_tensors};
 pub use weights::WeightsError;
 

@@ -42,6 +42,14 @@ pub(crate) struct Raw {
 /// # Errors
 /// If the disk refuses, or a tensor has not as many bytes as its shape asks for.
 pub(crate) fn write_raw(path: &Path, tensors: &BTreeMap<String, Raw>) -> Result<()> {
+    files::write(path, &raw_file(path, tensors)?)
+}
+
+/// The contents of a safetensors file that is to stand at `path`.
+///
+/// # Errors
+/// If a tensor has not as many bytes as its shape asks for.
+pub(crate) fn raw_file(path: &Path, tensors: &BTreeMap<String, Raw>) -> Result<Vec<u8>> {
     let damaged = |problem: String| CheckpointError::Damaged { path: path.to_path_buf(), problem };
     let views = tensors
         .iter()
@@ -51,8 +59,7 @@ pub(crate) fn write_raw(path: &Path, tensors: &BTreeMap<String, Raw>) -> Result<
         })
         .collect::<Result<Vec<_>>>()?;
     let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
-    let file = safetensors::serialize(views, Some(metadata)).map_err(|e| damaged(e.to_string()))?;
-    files::write(path, &file)
+    safetensors::serialize(views, Some(metadata)).map_err(|e| damaged(e.to_string()))
 }
 
 /// Reads all tensors of a file, by name; half precision becomes float32.

@@ -76,12 +76,7 @@ impl Simulation {
         &self.rounded
     }
 
-    /// The activation quantisers, calibrated.
-    pub fn tap(&mut self) -> &mut QuantTap {
-        &mut self.tap
-    }
-
-    /// The same, to look at or to copy.
+    /// The activation quantisers, to look at or to copy.
     pub(super) fn activation_quantisers(&self) -> &QuantTap {
         &self.tap
     }

@@ -30,15 +30,11 @@ pub(super) fn row_width(shape: &[usize]) -> usize {
     shape.last().copied().unwrap_or(1)
 }
 
-/// Rounds the weights of `model` that `wanted` names.
+/// Rounds all that the plan names.
 ///
 /// # Errors
 /// If a weight is not finite.
-pub(super) fn quantise_weights_where(
-    model: &Transformer,
-    plan: &Plan,
-    wanted: impl Fn(&str) -> bool,
-) -> Result<Rounded> {
+pub fn quantise_weights(model: &Transformer, plan: &Plan) -> Result<Rounded> {
     let mut config = model.config().clone();
     let mut weights = BTreeMap::new();
     let mut tensors = BTreeMap::new();
@@ -48,7 +44,7 @@ pub(super) fn quantise_weights_where(
         if config.tie_head && !shared_head && p.name == "embed.token.weight" {
             tensors.insert("head.weight".to_string(), tensor(head(values.clone(), plan), p.tensor.shape())?);
         }
-        let rounded = match plan.weights.get(&p.name).filter(|_| wanted(&p.name)) {
+        let rounded = match plan.weights.get(&p.name) {
             Some(&spec) => {
                 let width = row_width(p.tensor.dims());
                 let rounding = Rounding::of_weight(&p.name, spec, &values, width)?;
@@ -64,14 +60,6 @@ pub(super) fn quantise_weights_where(
     }
     config.tie_head = shared_head;
     Ok(Rounded { model: Transformer::from_tensors(config, &mut tensors)?, weights })
-}
-
-/// Rounds all that the plan names.
-///
-/// # Errors
-/// If a weight is not finite.
-pub fn quantise_weights(model: &Transformer, plan: &Plan) -> Result<Rounded> {
-    quantise_weights_where(model, plan, |_| true)
 }
 
 /// A head that is no quantised weight, as it is stored.

@@ -16,7 +16,7 @@ use super::super::weights::WeightRounding;
 use super::grids::{ActivationGrid, input_grid, is_bytes};
 use super::stored::Stored;
 use super::{Description, IntegerModel};
-use crate::checkpoint::{CheckpointError, files};
+use crate::checkpoint::{CheckpointError, Raw, files, raw_file};
 use crate::error::Result;
 use crate::model::config::ModelConfig;
 use crate::model::{InputGrid, Reader, StoredMatrix, Transformer};
@@ -25,9 +25,9 @@ use crate::tap::Site;
 use candle_core::Tensor;
 use evenkeel_kernels::memory::MappedFile;
 use evenkeel_kernels::quant::quantise;
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use safetensors::tensor::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
@@ -45,22 +45,13 @@ struct ConfigFile {
     quantization: Description,
 }
 
-/// A tensor to be written.
-struct Entry {
-    dtype: Dtype,
-    shape: Vec<usize>,
-    data: Vec<u8>,
+fn floats(values: &[f32], shape: Vec<usize>) -> Raw {
+    Raw { dtype: Dtype::F32, shape, bytes: values.iter().flat_map(|v| v.to_le_bytes()).collect() }
 }
 
-impl Entry {
-    fn floats(values: &[f32], shape: Vec<usize>) -> Self {
-        Self { dtype: Dtype::F32, shape, data: values.iter().flat_map(|v| v.to_le_bytes()).collect() }
-    }
-
-    fn ints(values: &[i32]) -> Self {
-        let data = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-        Self { dtype: Dtype::I32, shape: vec![values.len()], data }
-    }
+fn ints(values: &[i32]) -> Raw {
+    let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+    Raw { dtype: Dtype::I32, shape: vec![values.len()], bytes }
 }
 
 /// Largest bias, in units of the sums, of a layer of so many inputs: with larger ones, which stay float32, sums could overflow.
@@ -136,8 +127,8 @@ fn contents(simulation: &Simulation, path: &Path) -> Result<(ConfigFile, Vec<u8>
             Some(w) => integers(&p.name, w, &values, shape, &mut entries)?,
             None if p.name == "head.weight" && plan.head == HeadFormat::Bf16 => {
                 // They lie on bfloat16 already: the lower halves are 0.
-                let data = values.iter().flat_map(|v| ((v.to_bits() >> 16) as u16).to_le_bytes()).collect();
-                entries.insert(p.name.clone(), Entry { dtype: Dtype::BF16, shape, data });
+                let bytes = values.iter().flat_map(|v| ((v.to_bits() >> 16) as u16).to_le_bytes()).collect();
+                entries.insert(p.name.clone(), Raw { dtype: Dtype::BF16, shape, bytes });
             }
             None => {
                 let layer = p.name.strip_suffix(".bias").map(|stem| format!("{stem}.weight"));
@@ -147,26 +138,19 @@ fn contents(simulation: &Simulation, path: &Path) -> Result<(ConfigFile, Vec<u8>
                     let weight = (matrix.name.as_str(), rounded.weights.get(&matrix.name)?);
                     integer_bias(config, &grids, weight, matrix.tensor.dims().last().copied()?, &values)
                 });
-                let entry = bias.map_or_else(|| Entry::floats(&values, shape), |b| Entry::ints(&b));
+                let entry = bias.map_or_else(|| floats(&values, shape), |b| ints(&b));
                 entries.insert(p.name.clone(), entry);
             }
         }
     }
     for (site, grid) in &grids {
         if let ActivationGrid::Static(q) = grid {
-            entries.insert(scale_of(&activation(*site)), Entry::floats(&[q.scale as f32], vec![1]));
-            let zero = Entry { dtype: Dtype::U8, shape: vec![1], data: vec![q.zero_point as u8] };
+            entries.insert(scale_of(&activation(*site)), floats(&[q.scale as f32], vec![1]));
+            let zero = Raw { dtype: Dtype::U8, shape: vec![1], bytes: vec![q.zero_point as u8] };
             entries.insert(zero_of(&activation(*site)), zero);
         }
     }
-    let damaged = |problem: String| CheckpointError::Damaged { path: path.to_path_buf(), problem };
-    let views = entries.iter().map(|(name, e)| {
-        let view = TensorView::new(e.dtype, e.shape.clone(), &e.data).map_err(|e| damaged(e.to_string()))?;
-        Ok((name.as_str(), view))
-    });
-    let views = views.collect::<std::result::Result<Vec<_>, CheckpointError>>()?;
-    let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
-    let bytes = safetensors::serialize(views, Some(metadata)).map_err(|e| damaged(e.to_string()))?;
+    let bytes = raw_file(path, &entries)?;
     let file = ConfigFile {
         model_type: MODEL_TYPE.into(),
         model: config.clone(),
@@ -199,7 +183,7 @@ fn integers(
     w: &WeightRounding,
     values: &[f32],
     shape: Vec<usize>,
-    entries: &mut BTreeMap<String, Entry>,
+    entries: &mut BTreeMap<String, Raw>,
 ) -> Result<()> {
     let refused = || QuantError::NotInt8 { site: name.to_string(), words: w.spec.to_string() };
     let grids: Vec<Quantiser> = w
@@ -218,13 +202,13 @@ fn integers(
     };
     let rows = values.chunks(width.max(1)).zip(&grids);
     // Bytes either way: both kinds keep the lower eight bits.
-    let data: Vec<u8> = rows.flat_map(|(row, q)| quantise(row, q.grid())).map(|q| q as u8).collect();
+    let bytes: Vec<u8> = rows.flat_map(|(row, q)| quantise(row, q.grid())).map(|q| q as u8).collect();
     let unsigned = grids.first().is_some_and(|q| q.low == 0);
     let dtype = if unsigned { Dtype::U8 } else { Dtype::I8 };
     let scales: Vec<f32> = grids.iter().map(|q| q.scale as f32).collect();
-    entries.insert(scale_of(name), Entry::floats(&scales, vec![scales.len()]));
-    entries.insert(zero_of(name), Entry::ints(&[0]));
-    entries.insert(name.to_string(), Entry { dtype, shape, data });
+    entries.insert(scale_of(name), floats(&scales, vec![scales.len()]));
+    entries.insert(zero_of(name), ints(&[0]));
+    entries.insert(name.to_string(), Raw { dtype, shape, bytes });
     Ok(())
 }
 

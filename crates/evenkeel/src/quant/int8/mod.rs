@@ -21,6 +21,7 @@ pub use folder::{Dequantised, MODEL_TYPE, check, convert, dequantised, is_intege
 pub use fused::{Fused, FusedDecoder};
 pub use grids::ActivationGrid;
 
+use super::simulation::explained;
 use super::tap::QuantTap;
 use crate::cache::CacheKind;
 use crate::error::Result;
@@ -146,10 +147,8 @@ impl IntegerModel {
         pass: impl FnOnce(&mut QuantTap) -> std::result::Result<Value, ModelError>,
     ) -> Result<Tensor> {
         let mut tap = self.tap();
-        match pass(&mut tap) {
-            Ok(value) => Ok(value.tensor().clone()),
-            Err(e) => Err(tap.take_failure().map_or_else(|| e.into(), Into::into)),
-        }
+        let outcome = pass(&mut tap);
+        Ok(explained(outcome, &mut tap)?.tensor().clone())
     }
 
     /// What continues `sequences` sequences token by token: by the fastest path, unless a kind of cache asks for the generic one.

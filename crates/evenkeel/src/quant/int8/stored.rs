@@ -81,11 +81,10 @@ impl Stored<'_> {
         grids: &BTreeMap<Site, ActivationGrid>,
         name: &str,
     ) -> std::result::Result<Option<Vec<f32>>, CheckpointError> {
-        let view = match (name.strip_suffix(".bias"), self.tensors.tensor(name)) {
+        let (weight, view) = match (name.strip_suffix(".bias"), self.tensors.tensor(name)) {
             (Some(stem), Ok(view)) if view.dtype() == Dtype::I32 => (format!("{stem}.weight"), view),
             _ => return Ok(None),
         };
-        let (weight, view) = view;
         let scales = self.scales(&weight)?;
         let InputGrid::Static(grid) = input_grid(config, grids, &weight) else {
             return Err(
