@@ -419,7 +419,7 @@ impl Override {
         found
     }
 
-    fn apply(&self, table: &mut Table) -> Result<(), ConfigError> {
+    pub(crate) fn apply(&self, table: &mut Table) -> Result<(), ConfigError> {
         let mut here = table;
         let mut parts = self.key.split('.').peekable();
         while let Some(part) = parts.next() {

@@ -41,6 +41,12 @@ pub enum Error {
     /// Making a report.
     #[error(transparent)]
     Report(#[from] crate::report::ReportError),
+    /// A sweep that cannot be run.
+    #[error(transparent)]
+    Sweep(#[from] crate::sweep::SweepError),
+    /// An experiment that cannot be judged.
+    #[error(transparent)]
+    Experiment(#[from] crate::experiment::ExperimentError),
     /// The tensor library refused; a defect of ours unless memory ran out.
     #[error("tensor operation failed: {0}")]
     Tensor(#[from] candle_core::Error),
@@ -58,6 +64,8 @@ impl Hint for Error {
             Error::Export(e) => e.hint(),
             Error::Train(e) => e.hint(),
             Error::Report(e) => e.hint(),
+            Error::Sweep(e) => e.hint(),
+            Error::Experiment(e) => e.hint(),
             Error::Tensor(_) => {
                 "run again with --threads 1 and RUST_BACKTRACE=1 and report what it prints".into()
             }

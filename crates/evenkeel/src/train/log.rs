@@ -74,7 +74,7 @@ pub(super) struct LineLog {
 }
 
 /// The lines of a log that was opened, and so cut, before.
-pub(super) fn read_lines<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>, CheckpointError> {
+pub(crate) fn read_lines<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>, CheckpointError> {
     let damaged = |e: serde_json::Error| CheckpointError::Damaged {
         path: path.to_path_buf(),
         problem: format!("a line is not as expected: {e}"),

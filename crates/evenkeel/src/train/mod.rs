@@ -17,6 +17,7 @@ mod updates;
 pub use alarms::AlarmLine;
 pub use eval::{Evaluation, evaluate, mean_loss};
 pub use guard::{Divergence, Guard};
+pub(crate) use log::read_lines;
 pub use log::{StatsLine, StepLine};
 pub use memory::{MemoryPlan, peak_rss_bytes, plan_memory};
 pub use moments::MomentsLine;
