@@ -37,11 +37,17 @@ fn run(args: args::Args) -> Result<Exit, Failure> {
     rayon::ThreadPoolBuilder::new().num_threads(settings.threads).build_global().map_err(|e| {
         Failure::input(format!("cannot start {} threads: {e}", settings.threads), "use fewer --threads")
     })?;
-    let configured = matches!(&args.command, args::Command::Train(_) | args::Command::Config(_));
+    let configured = matches!(
+        &args.command,
+        args::Command::Train(_)
+            | args::Command::Config(_)
+            | args::Command::Sweep(_)
+            | args::Command::Experiment(_)
+    );
     if settings.has_set && !configured {
         return Err(Failure::input(
             "--set changes a configuration, and this command reads none",
-            "leave --set out; it belongs to `train` and `config`",
+            "leave --set out; it belongs to `train`, `sweep`, `experiment` and `config`",
         ));
     }
     match args.command {
@@ -51,6 +57,9 @@ fn run(args: args::Args) -> Result<Exit, Failure> {
         args::Command::Eval(a) => commands::eval::run(a, &settings),
         args::Command::Inspect(a) => commands::inspect::run(a, &settings),
         args::Command::Report(a) => commands::report::run(a, &settings),
+        args::Command::Sweep(a) => commands::sweep::run(a, &settings),
+        args::Command::Experiment(a) => commands::experiment::run(a, &settings),
+        args::Command::Cell(a) => commands::sweep::cell::run(a, &settings),
         args::Command::Quantize(a) => commands::quantize::run(a, &settings),
         args::Command::Sample(a) => commands::sample::run(a, &settings),
         args::Command::Export(a) => commands::export::run(a, &settings),
