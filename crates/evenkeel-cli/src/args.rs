@@ -74,7 +74,7 @@ pub(crate) enum Command {
     Data(Data),
     /// Train a model from a TOML configuration
     Train(Train),
-    /// Loss and perplexity of a model on text
+    /// Loss of a model on text, and perplexity; or on images, and accuracy
     Eval(Eval),
     /// Outlier metrics of a model at every site
     Inspect(Inspect),
@@ -174,7 +174,7 @@ pub(crate) struct Train {
     pub(crate) resume: bool,
 }
 
-/// Text to run a model on.
+/// Text, or images, to run a model on.
 #[derive(Debug, ClapArgs)]
 #[group(required = true, multiple = false)]
 pub(crate) struct TextArgs {
@@ -187,6 +187,9 @@ pub(crate) struct TextArgs {
     /// JSON array of arrays of token ids, run as given as one batch
     #[arg(long, value_name = "FILE")]
     pub(crate) ids: Option<PathBuf>,
+    /// For a model of images: a folder with val/CLASS/*.jpg, or the word `shapes` for images that are drawn
+    #[arg(long, value_name = "DIR")]
+    pub(crate) images: Option<PathBuf>,
 }
 
 /// How running text is cut.
@@ -206,7 +209,7 @@ pub(crate) struct Eval {
     pub(crate) text: TextArgs,
     #[command(flatten)]
     pub(crate) cut: CutArgs,
-    /// Tokens of --data and --text to run at most [default: all]
+    /// Tokens of --data and --text, or patches of --images, to run at most [default: all]
     #[arg(long, value_name = "N")]
     pub(crate) tokens: Option<u64>,
 }
@@ -223,7 +226,7 @@ pub(crate) struct Inspect {
     /// Images for a model of images: safetensors with `pixel_values` (images, colours, height, width)
     #[arg(long, value_name = "FILE", group = "TextArgs")]
     pub(crate) pixels: Option<PathBuf>,
-    /// Tokens of --data and --text to run at most; --ids and --pixels are run as they are given
+    /// Tokens of --data and --text, or patches of --images, to run at most; --ids and --pixels are run as they are given
     #[arg(long, default_value_t = 65536, value_name = "N")]
     pub(crate) tokens: u64,
     /// Write the activations of the first batch as safetensors, replacing the file

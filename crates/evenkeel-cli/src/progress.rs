@@ -72,7 +72,13 @@ impl TrainProgress {
             }
             Event::Eval { step, evaluation } => {
                 if !self.quiet && (self.verbose || *step == self.steps) {
-                    self.say(&format!("{}: step {step}, validation loss {:.4}", self.name, evaluation.loss));
+                    let accuracy = evaluation.accuracy;
+                    let accuracy =
+                        accuracy.map_or(String::new(), |a| format!(", accuracy {:.2}%", 100.0 * a));
+                    self.say(&format!(
+                        "{}: step {step}, validation loss {:.4}{accuracy}",
+                        self.name, evaluation.loss
+                    ));
                 }
             }
             Event::Alarm { line } => {

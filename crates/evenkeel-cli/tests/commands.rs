@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{PRESETS, Sandbox, close, keys, lossy, number, tensors};
+use common::{IMAGE_PRESETS, PRESETS, Sandbox, close, keys, lossy, number, tensors};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::process::{Command, Stdio};
@@ -177,9 +177,9 @@ fn every_preset_is_shown_in_a_form_that_can_be_read_back() {
     let list = sandbox.json(&["config", "list"]);
     let names: Vec<&str> =
         list["presets"].as_array().unwrap().iter().map(|p| p["name"].as_str().unwrap()).collect();
-    assert_eq!(names, PRESETS);
+    assert_eq!(names, [&PRESETS[..], &IMAGE_PRESETS[..]].concat());
     let plain = sandbox.ok(&["config", "list"]);
-    for preset in PRESETS {
+    for preset in names {
         assert!(plain.contains(preset));
         for optimizer in ["optim.name=adamw", "optim.name=soap"] {
             let shown = sandbox.ok(&["config", "show", preset, "--set", optimizer]);

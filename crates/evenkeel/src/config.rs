@@ -4,8 +4,11 @@
 //! is merged as TOML tables; the defaults (written out in full by `evenkeel config show`) are also the list of
 //! known keys and of their types, so that a misspelt key is an error that names the nearest one.
 
+mod data;
 mod optim;
 mod telemetry;
+
+pub use data::{DataConfig, DataKind};
 
 pub(crate) use telemetry::GRAM_METRICS;
 pub use telemetry::{AlarmAction, AlarmConfig, TelemetryConfig};
@@ -62,6 +65,12 @@ pub enum ConfigError {
     #[error("{problem}")]
     Value {
         /// A sentence that names the key.
+        problem: String,
+    },
+    /// Data of another kind than the model is for.
+    #[error("{problem}")]
+    Mismatch {
+        /// A sentence that names the keys.
         problem: String,
     },
     /// No preset or optimiser of that name.
@@ -140,6 +149,10 @@ impl Hint for ConfigError {
             ConfigError::Value { .. } => {
                 "`evenkeel config show op` prints every key with a value that works".into()
             }
+            ConfigError::Mismatch { .. } => {
+                "text: [data] kind = \"tokens\" and path; images: kind = \"shapes\", or \"images\" and path, with a preset such as vit"
+                    .into()
+            }
             ConfigError::UnknownName { kind: "preset", .. } => {
                 "`evenkeel config list` describes the presets".into()
             }
@@ -162,21 +175,12 @@ fn alarm_hint() -> String {
     )
 }
 
-/// The table `[data]`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct DataConfig {
-    /// A folder that `evenkeel data tokenize` made, or one training shard.
-    pub path: String,
-    /// A validation shard, if `path` names a shard.
-    pub val_path: String,
-}
-
 /// The table `[train]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TrainConfig {
     /// Optimiser steps.
     pub steps: u64,
-    /// Sequences per step.
+    /// Sequences, or images, per step.
     pub batch_sequences: usize,
     /// Sequences per forward and backward pass; gradients are accumulated. 0 means the whole batch at once.
     pub micro_batch_sequences: usize,
@@ -190,7 +194,7 @@ pub struct TrainConfig {
     pub log_every_steps: u64,
     /// Steps between evaluations; 0 means only at the end.
     pub eval_every_steps: u64,
-    /// Most validation tokens per evaluation; 0 means all.
+    /// Most validation tokens per evaluation, for images counted as positions (patches and class token); 0 means all.
     pub eval_tokens: u64,
     /// Steps between checkpoints; 0 means only at the end.
     pub checkpoint_every_steps: u64,
@@ -217,7 +221,7 @@ pub struct RunConfig {
     /// A MODEL whose weights the run starts from; empty for a fresh start. In files: `[model] init_from`.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub init_from: String,
-    /// The text.
+    /// The text, or the images.
     pub data: DataConfig,
     /// The optimiser.
     pub optim: OptimConfig,
@@ -242,10 +246,11 @@ impl RunConfig {
             name: preset.to_string(),
             known: model::presets().map(|p| p.0).collect::<Vec<_>>().join(", "),
         })?;
+        let data = DataConfig::default_for(&model);
         Ok(Self {
             model,
+            data,
             init_from: String::new(),
-            data: DataConfig { path: String::new(), val_path: String::new() },
             optim: OptimConfig::defaults(optimizer),
             train: TrainConfig {
                 steps: 1000,
@@ -369,6 +374,8 @@ impl RunConfig {
         if t.checkpoint_keep == 0 {
             return refuse("train.checkpoint_keep must be at least 1");
         }
+        self.data.validate()?;
+        self.data.validate_for(&self.model)?;
         optim::validate(&self.optim)?;
         self.telemetry.validate()?;
         telemetry::validate_alarms(&self.alarm, &self.telemetry)

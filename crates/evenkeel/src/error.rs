@@ -17,6 +17,9 @@ pub enum Error {
     /// Reading text, tokenising, shards, sampling.
     #[error(transparent)]
     Data(#[from] crate::data::DataError),
+    /// Images that cannot be read.
+    #[error(transparent)]
+    Images(#[from] crate::data::ImagesError),
     /// A configuration that cannot be run.
     #[error(transparent)]
     Config(#[from] crate::config::ConfigError),
@@ -56,6 +59,7 @@ impl Hint for Error {
     fn hint(&self) -> String {
         match self {
             Error::Data(e) => e.hint(),
+            Error::Images(e) => e.hint(),
             Error::Config(e) => e.hint(),
             Error::Model(e) => e.hint(),
             Error::Checkpoint(e) => e.hint(),

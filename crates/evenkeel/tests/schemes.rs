@@ -22,7 +22,7 @@ fn plan(scheme: &Scheme, config: ModelConfig) -> Result<Plan, QuantError> {
 
 /// The models whose places are settled.
 fn pre_norm_models() -> Vec<ModelConfig> {
-    let all = presets().map(|(name, _)| config(name));
+    let all = presets().map(|(name, _)| config(name)).filter(|c| !c.reads_images());
     all.filter(|c| c.norm_position == NormPosition::Pre).collect()
 }
 

@@ -120,7 +120,7 @@ impl Iterator for Evaluation {
 
 /// The option that a path of --calib stands for: a data folder, a file of ids, or text.
 fn named(path: &Path) -> TextArgs {
-    let mut text = TextArgs { data: None, text: None, ids: None };
+    let mut text = TextArgs { data: None, text: None, ids: None, images: None };
     let place = match path.extension() {
         _ if path.is_dir() => &mut text.data,
         Some(extension) if extension == "json" => &mut text.ids,

@@ -8,6 +8,7 @@ pub(crate) mod doctor;
 pub(crate) mod eval;
 pub(crate) mod experiment;
 pub(crate) mod export;
+mod images;
 pub(crate) mod inspect;
 mod model;
 mod place;

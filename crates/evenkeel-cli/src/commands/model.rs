@@ -4,8 +4,7 @@ use crate::failure::Failure;
 use crate::output;
 use crate::settings::Settings;
 use evenkeel::checkpoint::{CheckpointError, OnDisk, hub};
-use evenkeel::data::Batch;
-use evenkeel::model::{ModelError, Transformer};
+use evenkeel::model::{Examples, Input, ModelConfig, ModelError, Transformer};
 use evenkeel::quant::int8::IntegerModel;
 use evenkeel::tap::NoTap;
 use evenkeel::tape::Tape;
@@ -40,9 +39,22 @@ pub(crate) enum Runnable {
 impl Runnable {
     /// Opens a MODEL that predicts the next token, and says where it lies.
     pub(crate) fn open(model: &Path, settings: &Settings) -> Result<(Self, PathBuf), Failure> {
+        Self::open_if(model, settings, ModelConfig::predicts_next_token)
+    }
+
+    /// The same of a MODEL that predicts the next token or the class of an image.
+    pub(crate) fn open_any(model: &Path, settings: &Settings) -> Result<(Self, PathBuf), Failure> {
+        Self::open_if(model, settings, |config| config.predicts_next_token() || config.classifies_images())
+    }
+
+    fn open_if(
+        model: &Path,
+        settings: &Settings,
+        fits: impl FnOnce(&ModelConfig) -> bool,
+    ) -> Result<(Self, PathBuf), Failure> {
         let on_disk = open(model, settings)?;
         let folder = on_disk.folder().to_path_buf();
-        if !on_disk.config().predicts_next_token() {
+        if !fits(on_disk.config()) {
             return Err(ModelError::NoNextToken.into());
         }
         let runnable = match on_disk.into_integer() {
@@ -70,14 +82,18 @@ impl Runnable {
     }
 
     /// Mean loss of a batch.
-    pub(crate) fn loss(&self, batch: &Batch) -> evenkeel::Result<f64> {
-        let (inputs, targets, sequences) = (&batch.inputs, &batch.targets, batch.sequences);
-        match self {
-            Self::Float(model) => {
-                let loss = model.loss(&Tape::off(), &mut NoTap, inputs, targets, sequences)?;
+    pub(crate) fn loss(&self, batch: &Examples) -> evenkeel::Result<f64> {
+        match (self, &batch.input) {
+            (Self::Float(model), _) => {
+                let loss = model.loss_of(&Tape::off(), &mut NoTap, batch)?;
                 Ok(f64::from(loss.tensor().to_scalar::<f32>()?))
             }
-            Self::Integer(integer) => integer.loss(inputs, targets, sequences),
+            (Self::Integer(integer), Input::Tokens { ids, sequences }) => {
+                integer.loss(ids, &batch.targets, *sequences)
+            }
+            (Self::Integer(_), Input::Images { .. }) => {
+                Err(ModelError::WrongInput { wants: "token ids" }.into())
+            }
         }
     }
 }

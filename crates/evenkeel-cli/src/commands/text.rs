@@ -43,6 +43,17 @@ impl Source {
 pub(crate) const MOST_CONTEXT: usize = 2048;
 
 impl CutArgs {
+    /// Refuses a length for what has one.
+    pub(crate) fn refuse_for_images(&self) -> Result<(), Failure> {
+        match self.context {
+            Some(_) => Err(Failure::input(
+                "--context cuts running text, and an image is run whole",
+                "leave --context out",
+            )),
+            None => Ok(()),
+        }
+    }
+
     /// Tokens per sequence: as asked for, else the model's context, and at most `most`.
     pub(crate) fn context(&self, config: &ModelConfig, most: usize) -> Result<usize, Failure> {
         let Some(context) = self.context else { return Ok(config.context.min(most)) };

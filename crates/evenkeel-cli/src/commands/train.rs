@@ -51,6 +51,7 @@ pub(crate) struct Run {
     pub(crate) trainer: Trainer,
     pub(crate) tokens_per_sec: Option<f64>,
     val_loss: Option<f64>,
+    val_accuracy: Option<f64>,
     train_loss: Option<f64>,
 }
 
@@ -105,7 +106,7 @@ pub(crate) fn execute(
         dir.write_info(&info)?;
     }
     let mut progress = TrainProgress::new(settings, name, steps);
-    let (mut rates, mut val_loss, mut train_loss) = (Vec::new(), None, None);
+    let (mut rates, mut val_loss, mut val_accuracy, mut train_loss) = (Vec::new(), None, None, None);
     let outcome = trainer.run(control, &mut |event: Event| {
         if let Event::Step { line, logged: true } = &event {
             // The first line's time holds one step only, and starting up.
@@ -113,6 +114,7 @@ pub(crate) fn execute(
                 rates.extend(line.tokens_per_sec);
             }
             (train_loss, val_loss) = (line.train_loss, line.val_loss.or(val_loss));
+            val_accuracy = line.val_accuracy.or(val_accuracy);
         }
         progress.event(&event);
     });
@@ -126,7 +128,7 @@ pub(crate) fn execute(
         && let Some(last) = read_run(dir.root())?.metrics.pop()
     {
         // Nothing was left to do: the figures are those of the command that finished it.
-        (train_loss, val_loss) = (last.train_loss, last.val_loss);
+        (train_loss, val_loss, val_accuracy) = (last.train_loss, last.val_loss, last.val_accuracy);
         rates.extend(last.tokens_per_sec);
     }
     rates.sort_by(f64::total_cmp);
@@ -135,6 +137,7 @@ pub(crate) fn execute(
         tokens_per_sec: rates.get(rates.len() / 2).copied(),
         outcome,
         val_loss,
+        val_accuracy,
         train_loss,
         trainer,
     };
@@ -150,7 +153,7 @@ pub(crate) fn execute(
 fn report(run: &Run, settings: &Settings) {
     let step = run.trainer.step();
     if settings.json {
-        output::json(&json!({
+        let mut result = json!({
             "schema": 1,
             "dir": run.root,
             "status": run.status(),
@@ -159,7 +162,11 @@ fn report(run: &Run, settings: &Settings) {
             "train_loss": run.train_loss,
             "val_loss": run.val_loss,
             "tokens_per_sec": run.tokens_per_sec,
-        }));
+        });
+        if let Some(accuracy) = run.val_accuracy {
+            result["val_accuracy"] = json!(accuracy);
+        }
+        output::json(&result);
         return;
     }
     let loss = |l: Option<f64>| l.map_or("-".to_string(), |l| format!("{l:.4}"));
@@ -167,7 +174,12 @@ fn report(run: &Run, settings: &Settings) {
     if let Some(reason) = run.reason() {
         output::line(&reason);
     } else {
-        output::line(&format!("train loss {}, validation loss {}", loss(run.train_loss), loss(run.val_loss)));
+        let accuracy = run.val_accuracy.map_or(String::new(), |a| format!(", accuracy {:.2}%", 100.0 * a));
+        output::line(&format!(
+            "train loss {}, validation loss {}{accuracy}",
+            loss(run.train_loss),
+            loss(run.val_loss)
+        ));
         output::line(&format!("curves: {}", run.root.join("report/index.html").display()));
     }
 }

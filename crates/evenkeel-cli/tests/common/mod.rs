@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::time::Duration;
 
-/// Every preset of this version.
+/// Every preset of text of this version.
 pub(crate) const PRESETS: [&str; 14] = [
     "pre_ln",
     "pre_rms",
@@ -31,6 +31,9 @@ pub(crate) const PRESETS: [&str; 14] = [
     "skipless",
     "osp",
 ];
+
+/// Every preset of images, which follow them.
+pub(crate) const IMAGE_PRESETS: [&str; 4] = ["vit", "vit_layerscale", "vit_op", "vit_b16"];
 
 /// A temporary folder that the program is run in; it goes away with this value.
 pub(crate) struct Sandbox {

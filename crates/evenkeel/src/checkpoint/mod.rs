@@ -1,10 +1,11 @@
 //! Checkpoints and run directories on disk.
 //!
 //! A checkpoint is a folder `step-000500` with `model.safetensors` (metadata format "pt"), `config.json`,
-//! `tokenizer.json`, and for resuming `optim.safetensors` and `state.json`. It is written beside its place,
+//! `tokenizer.json` (for images `preprocessor_config.json`), and for resuming `optim.safetensors` and `state.json`. It is written beside its place,
 //! synced and renamed, so that a folder of that name is always whole; `checkpoints/latest` names the newest.
 //! A run directory, or one of its checkpoints, can be used wherever a MODEL is asked for.
 
+mod companion;
 pub mod files;
 pub mod hf;
 pub mod hub;
@@ -12,6 +13,7 @@ mod on_disk;
 mod tensors;
 pub mod weights;
 
+pub use companion::{Companion, image_settings};
 pub use on_disk::OnDisk;
 pub(crate) use tensors::{Raw, raw_file, write_raw};
 pub use tensors::{read_images, read_tensors, write_tensors};
@@ -193,7 +195,7 @@ pub fn save(
     checkpoints: &Path,
     model: &Transformer,
     states: &[State],
-    tokenizer: Option<&Path>,
+    companion: Option<&Companion>,
     state: &RunState,
     keep: usize,
 ) -> Result<PathBuf> {
@@ -212,7 +214,7 @@ pub fn save(
     }
     remove_unfinished(checkpoints)?;
     std::fs::create_dir(&beside).map_err(io(&beside))?;
-    write_model(&beside, model, tokenizer)?;
+    write_model(&beside, model, companion)?;
     let mut tensors = BTreeMap::new();
     for (parameter, state) in model.parameters().iter().zip(states) {
         for (key, tensor) in &state.tensors {
@@ -247,20 +249,16 @@ fn remove_unfinished(checkpoints: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Writes model.safetensors, config.json and tokenizer.json into an existing folder.
+/// Writes model.safetensors, config.json and what goes with them into an existing folder.
 ///
 /// # Errors
 /// If the disk refuses.
-pub fn write_model(dir: &Path, model: &Transformer, tokenizer: Option<&Path>) -> Result<()> {
+pub fn write_model(dir: &Path, model: &Transformer, companion: Option<&Companion>) -> Result<()> {
     let tensors: BTreeMap<String, Tensor> =
         model.parameters().iter().map(|p| (p.name.clone(), p.tensor.clone())).collect();
     write_tensors(&dir.join("model.safetensors"), &tensors)?;
     write_config(dir, model.config(), serde_json::Value::Null)?;
-    if let Some(tokenizer) = tokenizer {
-        let bytes = files::read(tokenizer)?;
-        files::write(&dir.join("tokenizer.json"), &bytes)?;
-    }
-    Ok(())
+    companion.map_or(Ok(()), |companion| companion.write(dir))
 }
 
 /// Writes config.json of a model of ours, with the keys of the object `more` beside its own.
@@ -270,7 +268,10 @@ fn write_config(dir: &Path, config: &ModelConfig, more: serde_json::Value) -> Re
         |e: serde_json::Error| CheckpointError::Damaged { path: path.clone(), problem: e.to_string() };
     let file = ConfigFile {
         model_type: MODEL_TYPE.into(),
-        architectures: vec!["EvenkeelForCausalLM".into()],
+        architectures: vec![
+            if config.reads_images() { "EvenkeelForImageClassification" } else { "EvenkeelForCausalLM" }
+                .into(),
+        ],
         dtype: "float32".into(),
         model: serde_json::to_value(config).map_err(damaged)?,
         more,

@@ -1,17 +1,18 @@
-//! From text to batches of token ids.
+//! From text to batches of token ids, and from labelled images to batches of pixels.
 //!
 //! Read in the order data flows: [`corpus`] finds documents in files and folders (and
 //! [`registry`] finds them in the crate sources that cargo keeps), [`tokenizer`] turns text into
 //! ids, [`shards`] stores ids in the `.bin` format of llm.c, [`mod@tokenize`] runs these three over a
 //! whole corpus and leaves a folder, [`dataset`] opens that folder and reads tokens anywhere in
 //! it, and [`sampler`] cuts batches as a pure function of (seed, step). [`mod@inspect`] says what a
-//! folder holds.
+//! folder holds. [`images`] is the same for models of images.
 //!
-//! Nothing here knows of tensors: batches are plain `Vec<u32>`, row-major.
+//! Nothing here knows of tensors: batches are plain vectors, row-major.
 
 pub mod corpus;
 pub mod dataset;
 pub mod error;
+pub mod images;
 pub mod inspect;
 mod output;
 pub mod permutation;
@@ -25,6 +26,7 @@ pub mod tokenizer;
 pub use corpus::{Corpus, CorpusSettings, Document, Found, SkipReason, Skipped, read_capped};
 pub use dataset::{DataJson, Dataset, SourceCounts, Split, SplitCounts};
 pub use error::DataError;
+pub use images::{ImageData, ImageFolder, ImageSettings, ImageSource, ImagesError, Shapes};
 pub use inspect::{DatasetSummary, SplitSummary, inspect, summarise};
 pub use permutation::Permutation;
 pub use registry::{RegistryCorpus, cargo_registry_corpus, default_cargo_home};

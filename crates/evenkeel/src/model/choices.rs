@@ -144,6 +144,8 @@ pub enum Readout {
     Tokens,
     /// The first token alone, to classify the sequence: logits (sequences, 1, vocab).
     First,
+    /// The mean of all tokens, to classify the sequence: logits (sequences, 1, vocab).
+    Mean,
     /// There is no head.
     None,
 }

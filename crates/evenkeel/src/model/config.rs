@@ -196,6 +196,11 @@ impl ModelConfig {
         self.causal && self.readout == Readout::Tokens && !self.reads_images()
     }
 
+    /// Whether the model can be asked for the class of an image.
+    pub fn classifies_images(&self) -> bool {
+        self.reads_images() && matches!(self.readout, Readout::First | Readout::Mean)
+    }
+
     /// How many tokens one sees in block `layer`, itself included; 0 means all before it.
     pub fn window(&self, layer: usize) -> usize {
         let here = self.window_blocks.is_empty() || self.window_blocks.contains(&layer);

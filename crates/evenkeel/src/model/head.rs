@@ -94,13 +94,14 @@ impl Head {
         Ok(visit(tap, Site::outside(Place::FinalNorm), x)?)
     }
 
-    /// Logits (b, t, v) of what the final norm gave, or (b, 1, v) where the first token alone is read.
+    /// Logits (b, t, v) of what the final norm gave, or (b, 1, v) where a sequence is classified.
     ///
     /// # Errors
     /// If the model has no head, or the tap or the tensor library refuses.
     pub fn logits(&self, tape: &Tape, tap: &mut dyn Tap, x_btd: &Value) -> Result<Value, ModelError> {
         let x = match self.readout {
             Readout::First => tape.compose(&[x_btd], |t| t[0].narrow(1, 0, 1)?.contiguous())?,
+            Readout::Mean => tape.compose(&[x_btd], |t| t[0].mean_keepdim(1))?,
             Readout::Tokens | Readout::None => x_btd.clone(),
         };
         let logits = match self.before(tape, x)? {

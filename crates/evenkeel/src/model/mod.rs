@@ -22,8 +22,8 @@ pub use block::Block;
 pub use config::ModelConfig;
 pub use embedding::Embedding;
 pub use head::Head;
-pub use input::Input;
 pub(crate) use input::check_ids;
+pub use input::{Examples, Input};
 pub use matrix::{Bf16Matrix, InputGrid, IntBias, IntMatrix, StoredMatrix};
 pub use params::Parameter;
 pub use presets::{preset, presets};
@@ -93,6 +93,25 @@ pub enum ModelError {
     /// The loss of a model that is no language model read from left to right.
     #[error("the model does not predict the next token")]
     NoNextToken,
+    /// The class of an image from a model that has no classifier.
+    #[error("the model does not classify images")]
+    NoClasses,
+    /// A label that is no class of the model.
+    #[error("class {class} is beyond the model's {classes} classes")]
+    ClassBeyond {
+        /// The label.
+        class: u32,
+        /// Classes of the model.
+        classes: usize,
+    },
+    /// Labels that are not one for each image.
+    #[error("{labels} labels were given for {images} images")]
+    Labels {
+        /// Labels given.
+        labels: usize,
+        /// Images given.
+        images: usize,
+    },
     /// A parameter that its file no longer gives.
     #[error("parameter {name} cannot be read: {problem}")]
     Unreadable {
@@ -135,11 +154,20 @@ impl Hint for ModelError {
             }
             ModelError::Padding { .. } => "give sequences of one length without padding".into(),
             ModelError::TooLong { context, .. } => format!("give sequences of at most {context} tokens"),
-            ModelError::WrongInput { .. } => "give --ids, --text or --data to a model of text, --pixels to one of images".into(),
+            ModelError::WrongInput { .. } => {
+                "give --ids, --text or --data to a model of text, --images or --pixels to one of images".into()
+            }
             ModelError::ImageSize { .. } => "prepare the images with the model's own image processor".into(),
             ModelError::NoHead | ModelError::NoNextToken => {
                 "`evenkeel inspect` looks into models of every kind; the other commands want a causal language model".into()
             }
+            ModelError::NoClasses => {
+                "only a model with patch_size and with readout \"first\" or \"mean\" has classes of images".into()
+            }
+            ModelError::ClassBeyond { class, .. } => {
+                format!("use the images that the model was trained on, or set model.vocab to at least {}", class + 1)
+            }
+            ModelError::Labels { .. } => "give one label for each image".into(),
             ModelError::Unreadable { .. } => "check that the file is whole and was not changed meanwhile".into(),
             ModelError::Empty => "give at least one sequence, all of one length".into(),
             ModelError::TransformWhileRecording => "run the forward pass with `Tape::off()`".into(),

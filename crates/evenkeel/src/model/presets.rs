@@ -37,9 +37,7 @@ const TABLE: &[Preset] = &[
     ("op_no_entropy", "Outlier Protected without its entropy regulator, to show that it then fails", || {
         ModelConfig { qk_norm: QkNorm::None, ..op() }
     }),
-    ("layerscale", "Pre-LN with a learned gain per channel on each branch, 0.1 at the start", || {
-        ModelConfig { beta: Beta::Value(0.1), beta_trainable: true, beta_per_channel: true, ..pre_ln() }
-    }),
+    ("layerscale", "Pre-LN with a learned gain per channel on each branch, 0.1 at the start", layerscale),
     (
         "gated_attention",
         "Pre-LN with a sigmoid gate per token on each head, open by 0.25 at the start",
@@ -60,6 +58,16 @@ const TABLE: &[Preset] = &[
         skipless,
     ),
     ("osp", "OSP: SSNorm, projections after the embedding and before the head, RoPE, SwiGLU, no biases", osp),
+    (
+        "vit",
+        "ViT: Pre-LN on patches of 4 of images of 32 x 32, a class token, GELU; what other image presets start from",
+        || of_images(pre_ln()),
+    ),
+    ("vit_layerscale", "ViT with a learned gain per channel on each branch, 0.1 at the start", || {
+        of_images(layerscale())
+    }),
+    ("vit_op", "ViT with the Outlier Protected block", || of_images(op())),
+    ("vit_b16", "ViT-B/16: images of 224 x 224, 12 blocks of 768 channels", vit_b16),
 ];
 
 /// The presets' names and what they are, one line each.
@@ -161,6 +169,41 @@ fn op() -> ModelConfig {
     }
 }
 
+fn layerscale() -> ModelConfig {
+    ModelConfig { beta: Beta::Value(0.1), beta_trainable: true, beta_per_channel: true, ..pre_ln() }
+}
+
+/// The block of `text` in a classifier of small images.
+fn of_images(text: ModelConfig) -> ModelConfig {
+    ModelConfig {
+        width: 192,
+        heads: 3,
+        // Patches and the class token.
+        context: 65,
+        patch_size: 4,
+        image: [32, 32, 3],
+        causal: false,
+        activation: Nonlinearity::Plain(Activation::Gelu),
+        readout: Readout::First,
+        head_bias: true,
+        ..text
+    }
+}
+
+/// Dosovitskiy et al., arXiv 2010.11929, table 1.
+fn vit_b16() -> ModelConfig {
+    ModelConfig {
+        depth: 12,
+        width: 768,
+        heads: 12,
+        context: 197,
+        patch_size: 16,
+        image: [224, 224, 3],
+        norm_eps: 1e-6,
+        ..of_images(pre_ln())
+    }
+}
+
 fn op_paper() -> ModelConfig {
     ModelConfig {
         embed_norm: Norm::None,
@@ -211,5 +254,18 @@ mod tests {
             }
         }
         assert!(preset("pre-ln").is_none());
+    }
+
+    #[test]
+    fn vit_b16_has_the_parameters_of_the_paper() {
+        let (d, hidden, classes) = (768, 3072, 1000);
+        let embedding = 3 * 16 * 16 * d + d + d + 197 * d;
+        let block = 2 * 2 * d + 4 * (d * d + d) + (d * hidden + hidden) + (hidden * d + d);
+        let formula = embedding + 12 * block + 2 * d + classes * d + classes;
+        let config = ModelConfig { vocab: classes, ..preset("vit_b16").unwrap() };
+        let shapes = crate::model::Transformer::shapes(config).unwrap();
+        let counted: usize = shapes.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
+        // 86.6 million, as in the paper and in every implementation of it.
+        assert_eq!((counted, formula), (86_567_656, 86_567_656));
     }
 }

@@ -2,7 +2,7 @@
 
 use super::config::{
     AttentionMatrix, Beta, Branches, Gate, Norm, NormPosition, Positions, Projection, QkNorm, QueryInit,
-    RopeScaling, SoftmaxChoice, ValueInit,
+    Readout, RopeScaling, SoftmaxChoice, ValueInit,
 };
 use super::*;
 use crate::tap::{NoTap, Place, Site, Tap};
@@ -13,6 +13,9 @@ pub(crate) fn tiny(name: &str) -> ModelConfig {
     let mut c = preset(name).unwrap();
     // Heads of four channels: RoPE and the gate's network need some.
     (c.depth, c.width, c.heads, c.vocab, c.context, c.mlp_ratio) = (2, 8, 2, 7, 5, 2);
+    if c.reads_images() {
+        (c.patch_size, c.image) = (2, [4, 4, 3]);
+    }
     c
 }
 
@@ -83,6 +86,11 @@ const SETTINGS: &[(&str, &str, Change)] = &[
     ("transform and bias before the head", "post_ln", |c| {
         (c.head_transform, c.head_bias, c.tie_head) = (true, true, true);
     }),
+    ("vit read by its mean", "vit", |c| c.readout = Readout::Mean),
+    ("vit_op without norms and regulator", "vit_op", |c| {
+        (c.embed_norm, c.qk_norm, c.positions) = (Norm::None, QkNorm::None, Positions::None);
+    }),
+    ("dropout in vit", "vit_layerscale", |c| (c.dropout_embed, c.dropout_residual) = (0.1, 0.2)),
     ("dropout", "pre_ln", |c| (c.dropout_embed, c.dropout_residual, c.dropout_attention) = (0.1, 0.2, 0.3)),
     ("dropout in a learned gain", "layerscale", |c| (c.dropout_residual, c.mlp_skip) = (0.2, 0.5)),
 ];
@@ -126,8 +134,22 @@ pub(crate) fn perturbed(config: &ModelConfig) -> Transformer {
 pub(crate) const IDS: [u32; 10] = [1, 4, 2, 6, 0, 3, 3, 5, 1, 2];
 const TARGETS: [u32; 10] = [4, 2, 6, 0, 1, 3, 5, 1, 2, 6];
 
+/// Two sequences, or two images, in the model's own dtype.
+fn examples(model: &Transformer) -> Examples {
+    if !model.config().reads_images() {
+        let input = Input::Tokens { ids: IDS.to_vec(), sequences: 2 };
+        return Examples { input, targets: TARGETS.to_vec() };
+    }
+    let [height, width, colours] = model.config().image;
+    let n = 2 * height * width * colours;
+    let pixels: Vec<f64> = (0..n).map(|i| ((i * 7919) % 101) as f64 / 50.0 - 1.0).collect();
+    let pixels = Tensor::from_vec(pixels, (2, colours, height, width), &Device::Cpu).unwrap();
+    let pixels = pixels.to_dtype(model.parameters()[0].tensor.dtype()).unwrap();
+    Examples { input: Input::Images { pixels }, targets: vec![3, 1] }
+}
+
 fn loss(model: &Transformer) -> f64 {
-    let loss = model.loss(&noisy(Tape::off()), &mut NoTap, &IDS, &TARGETS, 2).unwrap();
+    let loss = model.loss_of(&noisy(Tape::off()), &mut NoTap, &examples(model)).unwrap();
     loss.tensor().to_scalar::<f64>().unwrap()
 }
 
@@ -137,7 +159,7 @@ fn gradients_agree_with_finite_differences() {
         let model = perturbed(&config);
         let mut gradients = Gradients::like(model.parameters().iter().map(|p| &p.tensor)).unwrap();
         let tape = noisy(Tape::recording());
-        let value = model.loss(&tape, &mut NoTap, &IDS, &TARGETS, 2).unwrap();
+        let value = model.loss_of(&tape, &mut NoTap, &examples(&model)).unwrap();
         tape.backward(&value, 1.0, &mut gradients).unwrap();
         for target in model.parameters() {
             let analytic = gradients.get(target.index).flatten_all().unwrap().to_vec1::<f64>().unwrap();
@@ -177,7 +199,7 @@ fn kernels_agree_with_the_composition_in_the_whole_model() {
         let run = |model: &Transformer| {
             let mut g = Gradients::like(model.parameters().iter().map(|p| &p.tensor)).unwrap();
             let tape = noisy(Tape::recording());
-            let value = model.loss(&tape, &mut NoTap, &IDS, &TARGETS, 2).unwrap();
+            let value = model.loss_of(&tape, &mut NoTap, &examples(&model)).unwrap();
             tape.backward(&value, 1.0, &mut g).unwrap();
             g
         };
@@ -210,15 +232,16 @@ impl Tap for Everything {
 fn looking_everywhere_changes_nothing() {
     for (name, config) in variants() {
         let model = Transformer::new(config.clone(), 1).unwrap();
-        let plain = model.logits(&Tape::off(), &mut NoTap, &IDS, 2).unwrap();
+        let input = examples(&model).input;
+        let plain = model.logits_of(&Tape::off(), &mut NoTap, &input).unwrap();
         let mut tap = Everything(Vec::new());
-        let seen = model.logits(&Tape::off(), &mut tap, &IDS, 2).unwrap();
+        let seen = model.logits_of(&Tape::off(), &mut tap, &input).unwrap();
         let bits = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         assert_eq!(bits(plain.tensor()), bits(seen.tensor()), "{name}");
         let gradients = |tap: &mut dyn Tap| {
             let mut g = Gradients::like(model.parameters().iter().map(|p| &p.tensor)).unwrap();
             let tape = noisy(Tape::recording());
-            let loss = model.loss(&tape, tap, &IDS, &TARGETS, 2).unwrap();
+            let loss = model.loss_of(&tape, tap, &examples(&model)).unwrap();
             tape.backward(&loss, 1.0, &mut g).unwrap();
             g.all().iter().map(bits).collect::<Vec<_>>()
         };
@@ -269,6 +292,41 @@ fn bad_input_is_refused() {
     assert!(matches!(run(&[0; 6], 1), Err(ModelError::TooLong { tokens: 6, context: 5 })));
     assert!(matches!(run(&[], 1), Err(ModelError::Empty)));
     assert!(matches!(run(&[1, 2, 3], 2), Err(ModelError::Empty)));
+}
+
+#[test]
+fn bad_images_and_labels_are_refused() {
+    let model = Transformer::new(tiny("vit"), 1).unwrap();
+    let good = examples(&model);
+    let loss = |examples: &Examples| model.loss_of(&Tape::off(), &mut NoTap, examples).map(|_| ());
+    loss(&good).unwrap();
+    let with = |targets: &[u32]| Examples { targets: targets.to_vec(), ..good.clone() };
+    assert!(matches!(loss(&with(&[3, 7])), Err(ModelError::ClassBeyond { class: 7, classes: 7 })));
+    assert!(matches!(loss(&with(&[3])), Err(ModelError::Labels { labels: 1, images: 2 })));
+    let text = examples(&Transformer::new(tiny("pre_ln"), 1).unwrap());
+    assert!(matches!(loss(&text), Err(ModelError::NoNextToken)));
+    let bare = ModelConfig { readout: Readout::None, head_bias: false, ..tiny("vit") };
+    let bare = Transformer::new(bare, 1).unwrap();
+    assert!(matches!(bare.loss_of(&Tape::off(), &mut NoTap, &good), Err(ModelError::NoClasses)));
+}
+
+#[test]
+fn parts_of_a_batch_are_its_examples_in_order() {
+    for name in ["pre_ln", "vit"] {
+        let model = Transformer::new(tiny(name), 1).unwrap();
+        let all = examples(&model);
+        let parts = all.micro(1).unwrap();
+        assert_eq!(parts.iter().map(Examples::sequences).collect::<Vec<_>>(), [1, 1]);
+        let targets: Vec<u32> = parts.iter().flat_map(|p| p.targets.clone()).collect();
+        assert_eq!(targets, all.targets);
+        let logits = |examples: &Examples| {
+            let logits = model.logits_of(&Tape::off(), &mut NoTap, &examples.input).unwrap();
+            logits.tensor().flatten_all().unwrap().to_vec1::<f32>().unwrap()
+        };
+        let apart: Vec<f32> = parts.iter().flat_map(logits).collect();
+        assert_eq!(apart, logits(&all), "{name}");
+        assert_eq!(all.micro(0).unwrap().len(), 1);
+    }
 }
 
 #[test]
@@ -405,7 +463,7 @@ fn one_batch_is_learned_by_heart() {
         for _ in 0..300 {
             gradients.clear();
             let tape = noisy(Tape::recording());
-            let value = model.loss(&tape, &mut NoTap, &IDS, &TARGETS, 2).unwrap();
+            let value = model.loss_of(&tape, &mut NoTap, &examples(&model)).unwrap();
             last = value.tensor().to_scalar().unwrap();
             tape.backward(&value, 1.0, &mut gradients).unwrap();
             let mut slots: Vec<Slot> = model
@@ -430,7 +488,7 @@ fn one_batch_is_learned_by_heart() {
 fn gradients_as(model: &Transformer, execution: Execution) -> (f32, Vec<Vec<f32>>) {
     let mut gradients = Gradients::like(model.parameters().iter().map(|p| &p.tensor)).unwrap();
     let tape = noisy(Tape::recording_as(execution));
-    let value = model.loss(&tape, &mut NoTap, &IDS, &TARGETS, 2).unwrap();
+    let value = model.loss_of(&tape, &mut NoTap, &examples(&model)).unwrap();
     tape.backward(&value, 1.0, &mut gradients).unwrap();
     let all = gradients.all().iter().map(|g| g.flatten_all().unwrap().to_vec1().unwrap()).collect();
     (value.tensor().to_scalar().unwrap(), all)

@@ -10,10 +10,10 @@ use super::block::Block;
 use super::config::{ModelConfig, Positions};
 use super::embedding::Embedding;
 use super::head::Head;
-use super::input::{Input, check_ids};
+use super::input::{Examples, Input, check_ids};
 use super::matrix::StoredMatrix;
 use super::params::{Builder, Parameter, Source};
-use crate::ops::Rope;
+use crate::ops::{self, Rope};
 use crate::quant::QuantTap;
 use crate::tap::Tap;
 use crate::tape::{Tape, Value};
@@ -304,6 +304,15 @@ impl Transformer {
         self.head.logits(tape, tap, &x_btd)
     }
 
+    /// Logits (b, t, v) of any input; (b, 1, v) where a sequence is classified.
+    ///
+    /// # Errors
+    /// As [`Self::logits`].
+    pub fn logits_of(&self, tape: &Tape, tap: &mut dyn Tap, input: &Input) -> Result<Value, ModelError> {
+        let x_btd = self.run(tape, tap, input)?;
+        self.head.logits(tape, tap, &x_btd)
+    }
+
     /// Logits of the last position alone, (b, 1, v).
     ///
     /// # Errors
@@ -339,5 +348,36 @@ impl Transformer {
         self.check_input(targets, sequences)?;
         let x_btd = self.hidden(tape, tap, ids, sequences)?;
         self.head.loss(tape, tap, &x_btd, targets)
+    }
+
+    /// Mean cross-entropy of examples: of the next tokens, or of the images' classes.
+    ///
+    /// # Errors
+    /// As [`Self::loss`], and if the examples are of the wrong kind or size.
+    pub fn loss_of(&self, tape: &Tape, tap: &mut dyn Tap, examples: &Examples) -> Result<Value, ModelError> {
+        match &examples.input {
+            Input::Tokens { ids, sequences } => self.loss(tape, tap, ids, &examples.targets, *sequences),
+            Input::Images { .. } => {
+                let logits = self.class_logits(tape, tap, examples)?;
+                Ok(ops::cross_entropy(tape, &logits, &examples.targets)?)
+            }
+        }
+    }
+
+    /// Logits (b, 1, v) of labelled images, the labels checked.
+    ///
+    /// # Errors
+    /// As [`Self::logits`], and if the model does not classify images or a label is no class of it.
+    pub fn class_logits(
+        &self,
+        tape: &Tape,
+        tap: &mut dyn Tap,
+        examples: &Examples,
+    ) -> Result<Value, ModelError> {
+        if !self.config.classifies_images() {
+            return Err(ModelError::NoClasses);
+        }
+        examples.check_classes(&self.config)?;
+        self.logits_of(tape, tap, &examples.input)
     }
 }

@@ -1,8 +1,7 @@
 //! The guard: stops a run that has become pointless, and says where it broke.
 
-use crate::data::Batch;
 use crate::error::Result;
-use crate::model::Transformer;
+use crate::model::{Examples, Transformer};
 use crate::slices::slice;
 use crate::tap::{Site, Tap};
 use crate::tape::Tape;
@@ -112,14 +111,14 @@ fn all_finite(x: &Tensor) -> candle_core::Result<bool> {
 pub(super) fn locate(
     divergence: Divergence,
     model: &Transformer,
-    batch: &Batch,
+    batch: &Examples,
     gradients: &[Tensor],
 ) -> Result<Divergence> {
     Ok(match divergence {
         Divergence::NonFiniteLoss { .. } => {
             let mut tap = FirstNonFinite(None);
-            for micro in batch.micro(1) {
-                model.logits(&Tape::off(), &mut tap, micro.inputs, micro.sequences)?;
+            for one in batch.micro(1)? {
+                model.logits_of(&Tape::off(), &mut tap, &one.input)?;
                 if tap.0.is_some() {
                     break;
                 }

@@ -15,14 +15,17 @@ use std::path::{Path, PathBuf};
 pub struct StepLine {
     /// Steps finished.
     pub step: u64,
-    /// Training tokens seen.
+    /// Training tokens seen; of images the positions of the stream: patches and class token.
     pub tokens: u64,
     /// Loss of this step's batch, before the update.
     #[serde(rename = "train/loss")]
     pub train_loss: Option<f64>,
-    /// Loss on the validation text, on the steps that evaluate.
+    /// Loss on the validation text or images, on the steps that evaluate.
     #[serde(rename = "val/loss", default, skip_serializing_if = "Option::is_none")]
     pub val_loss: Option<f64>,
+    /// Share of the validation images whose class was found, between 0 and 1; runs on text have none.
+    #[serde(rename = "val/accuracy", default, skip_serializing_if = "Option::is_none")]
+    pub val_accuracy: Option<f64>,
     /// Learning rate of this step.
     pub lr: f64,
     /// Global gradient norm before clipping.

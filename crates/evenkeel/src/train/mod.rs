@@ -5,6 +5,7 @@
 
 mod alarms;
 mod eval;
+mod feed;
 mod guard;
 mod log;
 mod memory;
@@ -15,7 +16,8 @@ mod trainer;
 mod updates;
 
 pub use alarms::AlarmLine;
-pub use eval::{Evaluation, evaluate, mean_loss};
+pub use eval::{Evaluation, Score, evaluate, mean_loss};
+pub use feed::{Feed, InOrder};
 pub use guard::{Divergence, Guard};
 pub(crate) use log::read_lines;
 pub use log::{StatsLine, StepLine};
@@ -64,6 +66,17 @@ pub enum TrainError {
         /// Of the model.
         model: usize,
     },
+    /// No folder of images named.
+    #[error("the configuration names no images: data.path is empty")]
+    NoImages,
+    /// The data has more classes than the model.
+    #[error("the data has {data} classes, which is more than model.vocab = {model}")]
+    Classes {
+        /// Of the data.
+        data: usize,
+        /// Of the model.
+        model: usize,
+    },
     /// An alarm that could never fire.
     #[error("the alarm on {metric} watches no site: none of this model's matches {sites}")]
     AlarmSites {
@@ -101,6 +114,12 @@ impl Hint for TrainError {
             TrainError::Vocabulary { data, .. } => format!(
                 "set model.vocab to at least {data}, or leave it out and the vocabulary of the data is taken"
             ),
+            TrainError::NoImages => {
+                "name a folder with train/CLASS/*.jpg and val/CLASS/*.jpg: --set data.path=FOLDER".into()
+            }
+            TrainError::Classes { data, .. } => {
+                format!("set model.vocab to at least {data}, or leave it out and the number of classes is taken")
+            }
             TrainError::AlarmSites { .. } => {
                 "sites are named embed, blocks.0.resid, blocks.0.mlp.hidden, ...; `evenkeel inspect` lists those of a model"
                     .into()

@@ -1,18 +1,18 @@
 //! moments.jsonl: what each measured optimiser step did to the moments of a fixed probe batch.
 //!
-//! The probe is the first `telemetry.probe_sequences` validation sequences, so it is the same for the whole run and
+//! The probe is the first `telemetry.probe_sequences` validation sequences, or images, so it is the same for the whole run and
 //! after resuming. On a measured step it is run, in float32, before the update and after it; the activations at the
 //! sites that `telemetry.moment_sites` names are X and X' of [`crate::metrics::moments`]. Where the next step is
 //! measured too, X' is its X, and one forward pass a step is enough. The passes record nothing and change nothing
 //! that training computes. Any optimiser can be watched.
 
 use super::log::{LineLog, read_lines};
-use super::{RunDir, measured};
+use super::{Feed, RunDir, measured};
 use crate::config::{ConfigError, RunConfig};
-use crate::data::{Batch, Dataset, Split, ValidationBlocks};
+use crate::data::Split;
 use crate::error::Result;
 use crate::metrics::moments::{MomentKind, MomentTerms, moment_terms};
-use crate::model::Transformer;
+use crate::model::{Input, Transformer};
 use crate::names::NameFilter;
 use crate::slices::slice;
 use crate::tap::{Place, Site, Tap};
@@ -20,7 +20,6 @@ use crate::tape::Tape;
 use candle_core::{D, DType, Tensor};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 /// A line of moments.jsonl. What is not finite is null, and so are the sums from then on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -109,7 +108,7 @@ pub(super) struct MomentTracker {
     steps: u64,
     kind: MomentKind,
     filter: NameFilter,
-    probe: Batch,
+    probe: Input,
     log: LineLog,
     sums: BTreeMap<String, Sums>,
     /// The probe's activations after so many steps.
@@ -118,18 +117,12 @@ pub(super) struct MomentTracker {
 
 impl MomentTracker {
     /// Opens the log, cut at `step`; none if the configuration measures no moments.
-    pub(super) fn open(
-        config: &RunConfig,
-        dataset: &Arc<Dataset>,
-        dir: &RunDir,
-        step: u64,
-    ) -> Result<Option<Self>> {
+    pub(super) fn open(config: &RunConfig, feed: &Feed, dir: &RunDir, step: u64) -> Result<Option<Self>> {
         let t = &config.telemetry;
         let wanted = t.moments_every_steps > 0;
         let Some(log) = LineLog::open_if(wanted, &dir.moments(), step)? else { return Ok(None) };
-        let split = if dataset.is_empty(Split::Val) { Split::Train } else { Split::Val };
-        let context = config.model.context;
-        let mut blocks = ValidationBlocks::new(dataset.clone(), split, context, t.probe_sequences, None)?;
+        let split = if feed.is_empty(Split::Val) { Split::Train } else { Split::Val };
+        let mut blocks = feed.in_order(&config.model, split, t.probe_sequences, None)?;
         let Some(probe) = blocks.next().transpose()? else { return Ok(None) };
         let mut sums = BTreeMap::new();
         for line in read_lines::<MomentsLine>(&dir.moments())? {
@@ -146,7 +139,7 @@ impl MomentTracker {
             kind: t.moments,
             filter: NameFilter::new(&t.moment_sites)
                 .map_err(|e| ConfigError::Value { problem: format!("telemetry.moment_sites: {e}") })?,
-            probe,
+            probe: probe.into(),
             log,
             sums,
             held: None,
@@ -185,12 +178,11 @@ impl MomentTracker {
 
     fn run(&self, model: &Transformer) -> Result<Activations> {
         let mut tap = KeepTap { filter: &self.filter, kept: Activations::new() };
-        let Batch { inputs, sequences, .. } = &self.probe;
         // The head is the most expensive matrix, and seldom asked for.
         if tap.wants(Site::outside(Place::Logits)) {
-            model.logits(&Tape::off(), &mut tap, inputs, *sequences)?;
+            model.logits_of(&Tape::off(), &mut tap, &self.probe)?;
         } else {
-            model.hidden(&Tape::off(), &mut tap, inputs, *sequences)?;
+            model.run(&Tape::off(), &mut tap, &self.probe)?;
         }
         Ok(tap.kept)
     }

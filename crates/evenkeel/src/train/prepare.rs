@@ -1,66 +1,46 @@
 //! What has to hold before a run may start, or go on: nothing of an older run is touched until it does.
 
-use super::{RunDir, TrainError};
+use super::{Feed, RunDir, TrainError};
 use crate::checkpoint::{self, CheckpointError};
 use crate::config::{ConfigError, RunConfig};
-use crate::data::{Dataset, SamplerSettings, Split, TrainSampler, ValidationBlocks};
 use crate::error::{Error, Result};
 use crate::model::{ModelError, Transformer, list};
 use crate::optim::groups::GroupsError;
 use crate::optim::{Groups, State};
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::Path;
 
 /// A configuration whose data, sizes and starting weights have been found usable. Nothing is written yet.
 pub struct Prepared {
     pub(super) config: RunConfig,
-    pub(super) sampler: TrainSampler,
-    pub(super) tokenizer: Option<PathBuf>,
+    pub(super) feed: Feed,
     pub(super) start: Option<Transformer>,
 }
 
 impl Prepared {
-    /// Opens the data, takes the vocabulary from it where the configuration leaves it open, and checks everything
+    /// Opens the data, takes the vocabulary or the classes from it where the configuration leaves them open, and checks everything
     /// that could refuse the run.
     ///
     /// # Errors
     /// If no data is named, it cannot be read or does not fit, the model makes no network, or the weights that it
     /// starts from do not fit.
     pub fn new(mut config: RunConfig) -> Result<Self> {
-        let mut dataset = open_data(&config)?;
-        match (config.model.vocab, dataset.vocab()) {
-            (0, Some(data)) => config.model.vocab = data,
-            (0, None) => return Err(TrainError::NoVocabulary { path: config.data.path.clone() }.into()),
-            (model, Some(data)) if data > model => return Err(TrainError::Vocabulary { data, model }.into()),
-            _ => {}
-        }
-        config.model.validate()?;
+        let feed = Feed::open(&mut config)?;
         groups_of(&config)?;
-        dataset.limit_vocab(config.model.vocab)?;
-        let tokenizer = Some(dataset.path().join("tokenizer.json"))
-            .filter(|path| dataset.path().is_dir() && path.is_file());
-        let sampler = TrainSampler::new(
-            Arc::new(dataset),
-            SamplerSettings {
-                context: config.model.context,
-                batch_sequences: config.train.batch_sequences,
-                seed: config.train.seed,
-            },
-        )?;
-        if !sampler.dataset().is_empty(Split::Val) {
-            // Found now rather than at the first evaluation.
-            ValidationBlocks::new(sampler.dataset().clone(), Split::Val, config.model.context, 1, None)?;
-        }
         let start = match config.init_from.as_str() {
             "" => None,
             path => Some(weights_of(Path::new(path), &config)?),
         };
-        Ok(Self { config, sampler, tokenizer, start })
+        Ok(Self { config, feed, start })
     }
 
     /// The configuration, its vocabulary known.
     pub fn config(&self) -> &RunConfig {
         &self.config
+    }
+
+    /// What the run will be fed with.
+    pub fn feed(&self) -> &Feed {
+        &self.feed
     }
 }
 
@@ -73,18 +53,6 @@ pub(super) fn groups_of(config: &RunConfig) -> Result<Groups> {
     let named = shapes.iter().map(|(name, shape)| (name.as_str(), shape.as_slice()));
     let unusable = |e: GroupsError| ConfigError::Value { problem: e.to_string() };
     Ok(Groups::new(&config.optim, named).map_err(unusable)?)
-}
-
-fn open_data(config: &RunConfig) -> Result<Dataset> {
-    let (path, val) = (&config.data.path, &config.data.val_path);
-    if path.is_empty() {
-        return Err(TrainError::NoData.into());
-    }
-    Ok(if val.is_empty() {
-        Dataset::open(Path::new(path))?
-    } else {
-        Dataset::from_shards(vec![PathBuf::from(path)], vec![PathBuf::from(val)])?
-    })
 }
 
 /// The weights of the MODEL at `path`, in this configuration's network.

@@ -6,20 +6,20 @@ use super::log::{LineLog, StatsLine, StepLine};
 use super::moments::MomentTracker;
 use super::prepare::{Prepared, check_same, check_states, groups_of};
 use super::updates::{UpdateSummary, UpdateTracker};
-use super::{Evaluation, RunDir, due, evaluate, measured, peak_rss_bytes};
+use super::{Evaluation, Feed, InOrder, RunDir, due, evaluate, measured, peak_rss_bytes};
 use crate::checkpoint::{self, RunState};
 use crate::config::{AlarmAction, ConfigError, RunConfig};
-use crate::data::{Batch, Dataset, Split, TrainSampler, ValidationBlocks};
+use crate::data::Split;
 use crate::error::Result;
 use crate::metrics::{KurtosisSummary, Metrics, MetricsTap, SiteStats, summarise};
-use crate::model::Transformer;
+use crate::model::{Examples, Transformer};
 use crate::names::{BadPattern, NameFilter};
 use crate::optim::skip::{SkipRule, SkipState, Skipped};
 use crate::optim::{self, Groups, Schedule, State};
 use crate::random;
 use crate::tap::{NoTap, Site, Tap};
 use crate::tape::{Gradients, Noise, Tape};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -100,9 +100,7 @@ pub enum Outcome {
 pub struct Trainer {
     config: RunConfig,
     dir: RunDir,
-    dataset: Arc<Dataset>,
-    sampler: TrainSampler,
-    tokenizer: Option<PathBuf>,
+    feed: Feed,
     model: Transformer,
     groups: Groups,
     schedule: Schedule,
@@ -139,8 +137,7 @@ impl Trainer {
     /// # Errors
     /// If the run was started with another configuration, its checkpoint is damaged, or the disk refuses.
     pub fn new(prepared: Prepared, dir: RunDir, resume: bool) -> Result<Self> {
-        let Prepared { config, sampler, tokenizer, start } = prepared;
-        let dataset = sampler.dataset().clone();
+        let Prepared { config, feed, start } = prepared;
         let checkpoint = if resume { checkpoint::complete(&dir.checkpoints())?.pop() } else { None };
         let (model, states, state) = match (&checkpoint, start) {
             (Some(folder), _) => {
@@ -189,13 +186,11 @@ impl Trainer {
             metrics_log: LineLog::open(&dir.metrics(), state.step)?,
             stats_log: LineLog::open(&dir.stats(), state.step)?,
             alarms: Alarms::open(&config.alarm, &dir, &state)?,
-            moments: MomentTracker::open(&config, &dataset, &dir, state.step)?,
+            moments: MomentTracker::open(&config, &feed, &dir, state.step)?,
             step: state.step,
             config,
             dir,
-            dataset,
-            sampler,
-            tokenizer,
+            feed,
             model,
             groups,
             filter,
@@ -219,9 +214,9 @@ impl Trainer {
         &self.model
     }
 
-    /// The data.
-    pub fn dataset(&self) -> &Arc<Dataset> {
-        &self.dataset
+    /// What the run is fed with.
+    pub fn feed(&self) -> &Feed {
+        &self.feed
     }
 
     /// Runs to the end, to an interruption, or until the guard or an alarm stops it. The last step is always checkpointed.
@@ -237,7 +232,14 @@ impl Trainer {
                 self.checkpoint(observe)?;
                 return Ok(Outcome::Interrupted);
             }
-            let batch = self.sampler.batch(self.step)?;
+            let batch = match self.feed.batch(self.step) {
+                Ok(batch) => batch,
+                Err(e) => {
+                    // A file that went bad in the middle of a run is no reason to lose the steps before it.
+                    self.checkpoint(observe)?;
+                    return Err(e);
+                }
+            };
             let result = self.forward_backward(&batch)?;
             let skipped = self.skip_rule.judge(&mut self.skip, result.loss, result.grad_norm);
             if skipped != Some(Skipped::NonFinite)
@@ -270,25 +272,21 @@ impl Trainer {
         Ok(Outcome::Finished)
     }
 
-    fn forward_backward(&mut self, batch: &Batch) -> Result<StepResult> {
+    fn forward_backward(&mut self, batch: &Examples) -> Result<StepResult> {
         let steps = self.config.train.steps;
         let telemetry = &self.config.telemetry;
         let measure = measured(self.step, telemetry.stats_every_steps, steps);
         let selection = telemetry.selection(measured(self.step, telemetry.gram_every_steps, steps));
         let (mut nothing, mut metrics) = (NoTap, MetricsTap::with(Some(self.filter.clone()), selection));
         let tap: &mut dyn Tap = if measure { &mut metrics } else { &mut nothing };
-        let micro = match self.config.train.micro_batch_sequences {
-            0 => batch.sequences,
-            n => n,
-        };
         self.gradients.clear();
         let mut loss = 0.0;
         let mut noise = Noise { key: random::key(&[self.config.train.seed, self.step]), first_sequence: 0 };
-        for part in batch.micro(micro) {
-            let share = part.sequences as f64 / batch.sequences as f64;
+        for part in batch.micro(self.config.train.micro_batch_sequences)? {
+            let share = part.sequences() as f64 / batch.sequences() as f64;
             let tape = Tape::recording_as(self.config.train.execution()).with_noise(noise);
-            noise.first_sequence += part.sequences;
-            let value = self.model.loss(&tape, tap, part.inputs, part.targets, part.sequences)?;
+            noise.first_sequence += part.sequences();
+            let value = self.model.loss_of(&tape, tap, &part)?;
             loss += share * value.tensor().to_scalar::<f32>()? as f64;
             tape.backward(&value, share, &mut self.gradients)?;
         }
@@ -379,6 +377,7 @@ impl Trainer {
             tokens: self.step * per_step,
             train_loss: Some(result.loss),
             val_loss: evaluation.map(|e| e.loss),
+            val_accuracy: evaluation.and_then(|e| e.accuracy),
             lr,
             grad_norm: Some(result.grad_norm),
             tokens_per_sec: (elapsed > 0.0).then(|| ((self.step - clock.1) * per_step) as f64 / elapsed),
@@ -397,31 +396,28 @@ impl Trainer {
         Ok(fired)
     }
 
-    /// Loss on the validation text; `None` if the data has none.
+    /// Loss on the validation text or images, and accuracy on images; `None` if the data has none.
     ///
     /// # Errors
     /// If it cannot be read.
     pub fn validate(&self) -> Result<Option<Evaluation>> {
-        let Some(blocks) = self.validation_blocks()? else { return Ok(None) };
-        evaluate(&self.model, blocks, None).map(Some)
+        match self.validation_inputs(self.config.train.eval_tokens)? {
+            Some(examples) => evaluate(&self.model, examples, None).map(Some),
+            None => Ok(None),
+        }
     }
 
-    /// The validation text in blocks of the training length; `None` if the data has none.
+    /// The validation text in blocks of the training length, or the validation images: in order, as batches of the training
+    /// size that hold at most `most_tokens` positions together (0 for all); `None` if the data has none.
     ///
     /// # Errors
-    /// If it is shorter than one block.
-    pub fn validation_blocks(&self) -> Result<Option<ValidationBlocks>> {
-        if self.dataset.is_empty(Split::Val) {
+    /// If the text is shorter than one block.
+    pub fn validation_inputs(&self, most_tokens: u64) -> Result<Option<InOrder>> {
+        if self.feed.is_empty(Split::Val) {
             return Ok(None);
         }
-        let limit = self.config.train.eval_tokens;
-        Ok(Some(ValidationBlocks::new(
-            self.dataset.clone(),
-            Split::Val,
-            self.config.model.context,
-            self.config.train.batch_sequences,
-            (limit > 0).then_some(limit),
-        )?))
+        let most = (most_tokens > 0).then_some(most_tokens);
+        self.feed.in_order(&self.config.model, Split::Val, self.config.train.batch_sequences, most).map(Some)
     }
 
     fn checkpoint(&self, observe: &mut dyn FnMut(Event)) -> Result<()> {
@@ -435,11 +431,12 @@ impl Trainer {
             skip: self.skip,
             alarms: self.alarms.counts(),
         };
+        let companion = self.feed.companion();
         let path = checkpoint::save(
             &self.dir.checkpoints(),
             &self.model,
             &self.states,
-            self.tokenizer.as_deref(),
+            companion.as_ref(),
             &state,
             self.config.train.checkpoint_keep,
         )?;

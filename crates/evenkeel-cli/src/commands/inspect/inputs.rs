@@ -1,11 +1,14 @@
 //! What a model is inspected on.
 
 use crate::args::Inspect;
+use crate::commands::images;
 use crate::commands::text::{Source, blocks};
 use crate::failure::Failure;
+use crate::settings::Settings;
 use evenkeel::checkpoint::{self, OnDisk};
-use evenkeel::data::{Dataset, Split, Tokenizer};
-use evenkeel::model::{Input, ModelError};
+use evenkeel::data::{Dataset, ImageData, Split, Tokenizer};
+use evenkeel::model::{Input, ModelConfig, ModelError};
+use evenkeel::train::InOrder;
 use std::sync::Arc;
 
 /// What is run.
@@ -14,6 +17,8 @@ pub(super) enum Inputs {
     Batch(Input),
     /// Batch after batch.
     Stream(Framed),
+    /// Images, batch after batch.
+    Images(Arc<ImageData>, Box<ModelConfig>),
 }
 
 /// Running text in sequences that begin and end as the model's tokenizer wants them to.
@@ -48,7 +53,7 @@ impl Framed {
 }
 
 impl Inputs {
-    pub(super) fn open(args: &Inspect, on_disk: &OnDisk) -> Result<Self, Failure> {
+    pub(super) fn open(args: &Inspect, on_disk: &OnDisk, settings: &Settings) -> Result<Self, Failure> {
         let config = on_disk.config();
         if args.tokens == 0 {
             return Err(Failure::input(
@@ -64,6 +69,12 @@ impl Inputs {
         }
         if let Some(path) = &args.pixels {
             return Ok(Inputs::Batch(checkpoint::read_images(path)?));
+        }
+        if let Some(what) = &args.text.images {
+            args.cut.refuse_for_images()?;
+            let data = images::open(what, on_disk.folder(), config, settings)?;
+            images::blocks(&data, config, Some(args.tokens))?;
+            return Ok(Inputs::Images(data, Box::new(config.clone())));
         }
         if config.reads_images() {
             return Err(ModelError::WrongInput { wants: "images" }.into());
@@ -107,7 +118,7 @@ impl Inputs {
     pub(super) fn check(&self, on_disk: &OnDisk) -> Result<(), Failure> {
         match self {
             Inputs::Batch(input) => Ok(input.check(on_disk.config())?),
-            Inputs::Stream(_) => Ok(()),
+            Inputs::Stream(_) | Inputs::Images(..) => Ok(()),
         }
     }
 
@@ -116,6 +127,10 @@ impl Inputs {
         match self {
             Inputs::Batch(input) => Ok(Some(input.clone())),
             Inputs::Stream(stream) => Ok(stream.batches(tokens)?.next().transpose()?),
+            Inputs::Images(data, config) => {
+                let mut batches = InOrder::from(images::blocks(data, config, Some(tokens))?);
+                Ok(batches.next().transpose()?.map(Input::from))
+            }
         }
     }
 }

@@ -4,7 +4,7 @@ mod inputs;
 mod limits;
 mod print;
 
-use super::model;
+use super::{images, model};
 use crate::args::{Gram, Inspect};
 use crate::failure::{Exit, Failure};
 use crate::output;
@@ -17,7 +17,7 @@ use evenkeel::metrics::GramMode;
 use evenkeel::report::{
     self, Page, ReportError, Revision, Target, inspect_page, revisions_chart, revisions_page,
 };
-use evenkeel::train::peak_rss_bytes;
+use evenkeel::train::{InOrder, peak_rss_bytes};
 use inputs::Inputs;
 use limits::{Limit, verdict};
 use serde::Serialize;
@@ -95,7 +95,7 @@ struct Opened {
 impl Opened {
     fn new(args: &Inspect, path: &Path, settings: &Settings) -> Result<Self, Failure> {
         let on_disk = model::open(path, settings)?;
-        let inputs = Inputs::open(args, &on_disk)?;
+        let inputs = Inputs::open(args, &on_disk, settings)?;
         inputs.check(&on_disk)?;
         let known = checkpoint::step_of(on_disk.folder());
         let step = known.or_else(|| step_in(path)).or_else(|| step_in(on_disk.folder()));
@@ -122,6 +122,10 @@ impl Opened {
                 }
                 Inputs::Stream(stream) => {
                     let batches = stream.batches(args.tokens)?;
+                    inspect::inspect(parts, batches, &with(Options::stream()), &mut told)?
+                }
+                Inputs::Images(data, config) => {
+                    let batches = InOrder::from(images::blocks(data, config, Some(args.tokens))?);
                     inspect::inspect(parts, batches, &with(Options::stream()), &mut told)?
                 }
             };

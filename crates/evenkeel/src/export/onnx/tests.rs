@@ -163,7 +163,7 @@ fn a_file_reads_back_as_the_graph_that_it_was_written_from() {
 
 #[test]
 fn nodes_run_in_order_and_use_everything_that_the_file_holds() {
-    for (name, _) in presets() {
+    for (name, _) in presets().filter(|(name, _)| !tiny(name).reads_images()) {
         let model = Transformer::new(tiny(name), 1).unwrap();
         let mut models = vec![Quantised::float(&model)];
         models.push(quantised(&model));

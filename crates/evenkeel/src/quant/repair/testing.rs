@@ -67,7 +67,8 @@ fn tiny(name: &str) -> ModelConfig {
 
 /// Every preset, and settings that no preset uses.
 pub(super) fn variants() -> Vec<(String, ModelConfig)> {
-    let named = presets().map(|(name, _)| (name.to_string(), tiny(name)));
+    // Presets of images differ from others in nothing that a repair knows; "images" above stands for them.
+    let named = presets().map(|(name, _)| (name.to_string(), tiny(name))).filter(|v| !v.1.reads_images());
     let set = SETTINGS.iter().map(|(name, base, change)| {
         let mut c = tiny(base);
         change(&mut c);
