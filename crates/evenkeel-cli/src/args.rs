@@ -275,9 +275,6 @@ pub(crate) struct JobArgs {
     /// Only part I of N, for machines that share the folders of records
     #[arg(long, value_name = "I/N")]
     pub(crate) shard: Option<String>,
-    /// Keep the checkpoints of finished runs
-    #[arg(long)]
-    pub(crate) keep: bool,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -317,6 +314,9 @@ pub(crate) struct Experiment {
     /// With --all: the page to write, its pictures beside it in img/reproduction
     #[arg(long, default_value = "docs/reproduction.md", value_name = "FILE")]
     pub(crate) page: PathBuf,
+    /// Keep the checkpoints of finished runs
+    #[arg(long)]
+    pub(crate) keep: bool,
     #[command(flatten)]
     pub(crate) jobs: JobArgs,
 }

@@ -59,17 +59,18 @@ impl Texts {
         Ok(Self { calibration, evaluation, are_one })
     }
 
-    /// Of a data folder that is open.
+    /// Of a data folder that is open, evaluated on so many tokens at most.
     pub(crate) fn of_dataset(
         dataset: &Arc<Dataset>,
         context: usize,
         count: usize,
         seed: u64,
+        tokens: Option<u64>,
     ) -> Result<Self, Failure> {
         let calibration = batches(&Source::Stream(dataset.clone()), context, count, seed)?;
         Ok(Self {
             calibration,
-            evaluation: Evaluated::Stream(dataset.clone(), context, None),
+            evaluation: Evaluated::Stream(dataset.clone(), context, tokens),
             are_one: false,
         })
     }

@@ -29,11 +29,10 @@
 
 use super::claim::{Claim, Judgement};
 use super::library;
-use super::plot::Plot;
 use super::{ExperimentError, claim};
 use crate::config::Override;
 use crate::sweep::file::{Plan, Variant, leaves, problem};
-use crate::sweep::{Cell, Figure, Group, Measure, Sweep};
+use crate::sweep::{Cell, Figure, Group, Measure, Plot, Sweep};
 use serde::Deserialize;
 use std::path::Path;
 use toml::Table;

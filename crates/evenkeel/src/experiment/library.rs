@@ -20,12 +20,14 @@ const EXPERIMENTS: &[(&str, &str)] = files!(
     "final_norm",
     "entropy_regulation",
     "moments",
+    "vit",
     "w8a8",
     "damage",
 );
 
 /// Configurations that several of them start from.
-const BASES: &[(&str, &str)] = files!("base/", "small_text", "codeparrot", "languini", "opt_125m");
+const BASES: &[(&str, &str)] =
+    files!("base/", "small_text", "small_vit", "codeparrot", "languini", "opt_125m", "imagenet");
 
 /// Every name.
 pub fn names() -> impl Iterator<Item = &'static str> {

@@ -9,7 +9,6 @@ mod error;
 pub mod file;
 pub mod library;
 pub mod page;
-pub mod plot;
 
 pub use claim::{Claim, Judgement, Verdict};
 pub use error::ExperimentError;

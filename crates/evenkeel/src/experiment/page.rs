@@ -3,7 +3,7 @@
 use super::{Experiment, ExperimentError, Judgement, Scale, Verdict};
 use crate::report::table::{Align, Table};
 use crate::report::{Block, LineChart, Page, Section, Target};
-use crate::sweep::{Group, RunRecord, summary};
+use crate::sweep::{Group, Plot, RunRecord, summary};
 use std::collections::BTreeSet;
 
 /// An experiment with its runs, judged.
@@ -94,7 +94,7 @@ impl<'a> Result<'a> {
 
     /// Its pictures as files: a name and an SVG document each.
     pub fn pictures(&self) -> Vec<(String, String)> {
-        let chart = |(i, plot): (usize, &super::plot::Plot)| {
+        let chart = |(i, plot): (usize, &Plot)| {
             let chart = LineChart { width: 760.0, ..plot.chart(&self.groups)? };
             Some((format!("{}-{}.svg", self.experiment.name, i + 1), chart.render(Target::File)))
         };

@@ -17,6 +17,8 @@ pub struct Cell {
     pub settings: Vec<(String, String)>,
     /// Its configuration.
     pub config: RunConfig,
+    /// What is measured at its end.
+    pub measure: Measure,
     /// Its name, see [`key()`].
     pub key: String,
 }
@@ -241,7 +243,13 @@ impl Plan {
                 |source| PlanError::Sweep(SweepError::Run { run: group.clone(), source: Box::new(source) });
             let config = RunConfig::from_table(common.clone(), &all).map_err(bad)?;
             let key = key(&config, &self.measure).map_err(bad)?;
-            Ok(Cell { group: group.clone(), settings: settings.clone(), config, key })
+            Ok(Cell {
+                group: group.clone(),
+                settings: settings.clone(),
+                measure: self.measure.clone(),
+                config,
+                key,
+            })
         };
         seeds.iter().map(cell).collect()
     }

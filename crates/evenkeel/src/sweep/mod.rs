@@ -27,6 +27,8 @@ mod error;
 pub mod figure;
 pub mod file;
 pub mod key;
+pub mod page;
+pub mod plot;
 pub mod record;
 pub mod summary;
 
@@ -34,5 +36,6 @@ pub use error::SweepError;
 pub use figure::Figure;
 pub use file::{Cell, Sweep};
 pub use key::key;
+pub use plot::Plot;
 pub use record::{Measure, Quantised, Records, RunRecord, Status};
 pub use summary::{Estimate, Group, groups};

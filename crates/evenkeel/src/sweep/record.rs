@@ -23,11 +23,13 @@ pub struct Measure {
     pub inspect_tokens: u64,
     /// Names of quantisation schemes, whose perplexity is measured on the validation text.
     pub quantize: Vec<String>,
+    /// Validation tokens that it is measured on; 0 for all.
+    pub quantize_tokens: u64,
 }
 
 impl Default for Measure {
     fn default() -> Self {
-        Self { inspect_tokens: 16_384, quantize: Vec::new() }
+        Self { inspect_tokens: 16_384, quantize: Vec::new(), quantize_tokens: 0 }
     }
 }
 

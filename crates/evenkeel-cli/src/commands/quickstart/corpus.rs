@@ -21,16 +21,16 @@ const LOCK: &str = include_str!("../../../../../Cargo.lock");
 const CRATES: &str = include_str!("crates.txt");
 
 /// Text, and what it is.
-pub(super) struct Corpus {
-    pub(super) documents: Vec<Document>,
-    pub(super) files: u64,
-    pub(super) bytes: u64,
-    pub(super) hash: u64,
-    pub(super) what: String,
+pub(crate) struct Corpus {
+    pub(crate) documents: Vec<Document>,
+    pub(crate) files: u64,
+    pub(crate) bytes: u64,
+    pub(crate) hash: u64,
+    pub(crate) what: String,
 }
 
 /// Reads the default corpus, or the one at `path`.
-pub(super) fn read(path: Option<&Path>) -> Result<Corpus, Failure> {
+pub(crate) fn read(path: Option<&Path>) -> Result<Corpus, Failure> {
     let Some(path) = path else {
         let names: Vec<&str> = CRATES.lines().collect();
         let home = default_cargo_home().ok_or_else(|| {
@@ -57,7 +57,7 @@ pub(super) fn read(path: Option<&Path>) -> Result<Corpus, Failure> {
 }
 
 /// Token shards of the corpus in `dir`, made unless an earlier command made them.
-pub(super) fn tokenised(corpus: &Corpus, dir: &Path) -> Result<Dataset, Failure> {
+pub(crate) fn tokenised(corpus: &Corpus, dir: &Path) -> Result<Dataset, Failure> {
     if !dir.join("data.json").is_file() {
         let mut s = TokenizeSettings::new(Vec::<std::path::PathBuf>::new(), dir.to_path_buf());
         s.tokenizer = TokenizerChoice::TrainBpe(VOCAB);

@@ -4,7 +4,7 @@
 //! its own best learning rate and at a larger one, quantises all four, and compares. Everything is kept below
 //! `--out`; the same command goes on where an earlier one was stopped.
 
-mod corpus;
+pub(crate) mod corpus;
 mod plan;
 
 use super::calibration::Texts;
@@ -175,7 +175,7 @@ fn one_run(
     let model = run.trainer.model();
     let scheme = Scheme::preset("w8a8")?;
     let seed = settings.seed.unwrap_or(0);
-    let texts = Texts::of_dataset(dataset, model.config().context, CALIBRATION_BATCHES, seed)?;
+    let texts = Texts::of_dataset(dataset, model.config().context, CALIBRATION_BATCHES, seed, None)?;
     let recipe = Recipe { scheme: &scheme, repairs: &[] };
     let quantised: QuantReport = quantise(model, &recipe, &texts, settings)?.1;
     files::write_json(&run.root.join("w8a8.json"), &quantised)?;

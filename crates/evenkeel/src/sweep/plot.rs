@@ -1,10 +1,10 @@
 //! The pictures of an experiment and of a sweep: curves over training, figures by layer, one figure against another.
 
+use super::figure::{curve, number};
+use super::{Figure, Group, SweepError};
 use crate::metrics::Metrics;
 use crate::report::table::{Align, Table};
 use crate::report::{Block, Draw, Figure as Picture, LineChart, Scale, Series, Style, Target};
-use crate::sweep::figure::{curve, number};
-use crate::sweep::{Figure, Group, SweepError};
 use serde::Deserialize;
 
 /// What is drawn.
