@@ -135,6 +135,14 @@ fn every_page_is_in_the_index() {
     }
 }
 
+/// The runner itself: commands in tables count as those in blocks do.
+#[test]
+fn commands_of_tables_run() {
+    let page = Page::read(&repository(), "README.md");
+    let runs = page.steps.iter().filter(|step| step.how == How::Run).count();
+    assert!(runs >= 15, "README.md has {runs} commands that run");
+}
+
 /// The runner itself: what rots is found.
 #[test]
 fn what_rots_is_found() {

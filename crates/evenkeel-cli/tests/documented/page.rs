@@ -137,7 +137,8 @@ impl Page {
                     ["sweep"] => Reader::Sweep,
                     ["other"] => Reader::Toml,
                     _ => {
-                        return self.complain(line, "toml is a configuration, or one of scheme, sweep, other");
+                        return self
+                            .complain(line, "toml is a configuration, or one of scheme, sweep, other");
                     }
                 };
                 let first = block.first().and_then(|line| line.strip_prefix("# "));
@@ -192,7 +193,8 @@ impl Page {
         }
         let row = first.trim_start().starts_with('|');
         let text = lines.iter().map(|(_, text)| text.as_str()).collect::<Vec<_>>().join("\n");
-        let excepted = NEEDS.iter().any(|need| text.contains(&format!("<!-- {need} -->")));
+        let excepted =
+            text.contains("<!-- not run: ") || NEEDS.iter().any(|n| text.contains(&format!("<!-- {n} -->")));
         let place = |at: usize| line + text[..at].matches('\n').count();
         for (at, code) in code_spans(&text) {
             let code = code.replace('\n', " ").replace("\\|", "|");

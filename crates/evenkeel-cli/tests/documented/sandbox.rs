@@ -88,7 +88,7 @@ const CLONED: [&str; 6] = [
 const NAMED: [(&str, &str); 2] = [("runs/a", "RUN"), ("model", "MODEL")];
 
 /// The longest that a command may take.
-const TIMEOUT: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(120);
 
 /// A folder to follow a page in; it goes away with this value.
 pub(crate) struct Sandbox {
