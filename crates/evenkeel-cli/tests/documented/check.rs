@@ -18,7 +18,8 @@ pub(crate) fn commands(text: &str, repository: &Path) -> Result<(), String> {
         said(&syntax, 0).map_err(|said| format!("bash does not read this:\n{text}\n{said}"))?;
     }
     for words in shell::lex(text).commands {
-        let words: Vec<&str> = words.iter().map(String::as_str).filter(|word| *word != "...").collect();
+        let words: Vec<&str> =
+            words.iter().map(String::as_str).filter(|word| !["...", "…"].contains(word)).collect();
         command(&words, repository).map_err(|reason| format!("`{}`: {reason}", words.join(" ")))?;
     }
     Ok(())
@@ -43,7 +44,11 @@ fn command(words: &[&str], repository: &Path) -> Result<(), String> {
         _ if SOURCES.iter().any(|folder| program.starts_with(folder)) => {
             shell_script(program, arguments, repository)
         }
-        _ => Ok(()),
+        // Behind a program that starts others, such as srun or nohup.
+        _ => match arguments.iter().position(|word| *word == "evenkeel") {
+            Some(at) => own(&arguments[at + 1..]),
+            None => Ok(()),
+        },
     }
 }
 

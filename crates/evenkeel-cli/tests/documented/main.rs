@@ -146,10 +146,10 @@ fn commands_of_tables_run() {
 /// The runner itself: what rots is found.
 #[test]
 fn what_rots_is_found() {
-    let text = "# Title\n\n[gone](no/such/file.md), [no heading](#nowhere), `scripts/no_such_script.py`\n\n\
+    let text = "# Title\n\n[gone](no/such/file.md), [no heading](#nowhere), `scripts/no_such_script.py`, `scripts/NAME.py`\n\n\
         ```console\nevenkeel config lost\ncat missing.txt\nfalse # exit 1\n\
         evenkeel config show op \\\n  | grep -c preset\n```\n\n\
-        ```console needs-data\nevenkeel train x.toml --set data.pth=y\nevenkeel train big.toml --outt runs/big\n```\n\n\
+        ```console needs-data\nevenkeel train x.toml --set data.pth=y\nsrun -n 1 evenkeel train big.toml --outt runs/big\n```\n\n\
         ```console needs-cargo\ncargo run --release --example no_such_example\njust no-such-recipe\n```\n\n\
         ```console needs-python\npython3 scripts/no_such_script.py\npython3 bench/compare.py --no-such-flag\n```\n\n\
         ```toml\n[model]\ndpth = 3\n```\n\n```console sometimes\ntrue\n```\n\n```console\n$ true\npython3 x.py\n```\n\n\
