@@ -6,7 +6,7 @@ the released binary, measures kurtosis on the validation text, and writes experi
 runs are kept and skipped, so it can be stopped and started again. Standard library only.
 
     evenkeel quickstart --minutes 1 --out /tmp/qs
-    python3 scripts/quickstart_lr.py target/release/evenkeel /tmp/qs --steps 800 --work /tmp/qs-lr
+    python3 scripts/quickstart_lr.py target/release/evenkeel /tmp/qs --steps 1000 --work /tmp/qs-lr
 """
 
 import argparse
