@@ -6,7 +6,7 @@
 
 mod common;
 
-use common::{Sandbox, lossy};
+use common::{Sandbox, events, lossy};
 use serde_json::Value;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -69,6 +69,14 @@ fn assert_same_run(sandbox: &Sandbox, a: &str, b: &str, step: u64) {
         lines
     };
     assert_eq!(figures(a), figures(b));
+    let shown = |run: &str| {
+        let mut tags = events::read(&sandbox.path(&format!("{run}/tb")));
+        for tag in ["tokens_per_sec", "mem/peak", "optim/time_share"] {
+            tags.remove(tag);
+        }
+        tags
+    };
+    assert_eq!(shown(a), shown(b));
     assert_eq!(sandbox.read(&format!("{a}/stats.jsonl")), sandbox.read(&format!("{b}/stats.jsonl")));
     assert_eq!(sandbox.read(&format!("{a}/resolved.toml")), sandbox.read(&format!("{b}/resolved.toml")));
 }
@@ -135,6 +143,9 @@ fn a_checkpoint_left_half_written_and_a_torn_log_line_are_passed_over() {
     sandbox.write("torn/checkpoints/latest", "step-000050");
     let log = sandbox.read("torn/metrics.jsonl");
     sandbox.write("torn/metrics.jsonl", &log[..log.len() - 20]);
+    let file = std::fs::read_dir(sandbox.path("torn/tb")).unwrap().next().unwrap().unwrap().path();
+    let shown = std::fs::read(&file).unwrap();
+    std::fs::write(&file, &shown[..shown.len() - 20]).unwrap();
     slower(&sandbox, "torn", &["--resume"]);
     assert_same_run(&sandbox, "straight", "torn", 50);
 }

@@ -6,6 +6,8 @@
 // Each test file is a crate of its own and uses some of these.
 #![allow(dead_code)]
 
+pub(crate) mod events;
+
 use assert_cmd::Command;
 use evenkeel::checkpoint::read_tensors;
 use serde_json::Value;

@@ -44,6 +44,8 @@ pub struct TelemetryConfig {
     pub probe_sequences: usize,
     /// Steps between lines of optim.jsonl, what a step did to each parameter; 0 turns them off.
     pub optim_every_steps: u64,
+    /// Whether an event file for TensorBoard is written beside the logs, with the same figures.
+    pub tensorboard: bool,
 }
 
 /// One table `[[alarm]]`: a bound on a metric.
@@ -94,6 +96,7 @@ impl Default for TelemetryConfig {
             moment_sites: residual_stream(),
             probe_sequences: 8,
             optim_every_steps: 0,
+            tensorboard: true,
         }
     }
 }

@@ -12,6 +12,7 @@ mod memory;
 mod moments;
 mod prepare;
 mod run_dir;
+mod tensorboard;
 mod trainer;
 mod updates;
 

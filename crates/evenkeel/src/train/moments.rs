@@ -156,10 +156,11 @@ impl MomentTracker {
         Ok(())
     }
 
-    /// To be called after the update, `step` now counting it: writes the lines of a measured step.
-    pub(super) fn after(&mut self, model: &Transformer, step: u64) -> Result<()> {
-        let Some((_, before)) = self.held.take() else { return Ok(()) };
+    /// To be called after the update, `step` now counting it: writes the lines of a measured step, and returns them.
+    pub(super) fn after(&mut self, model: &Transformer, step: u64) -> Result<Vec<MomentsLine>> {
+        let Some((_, before)) = self.held.take() else { return Ok(Vec::new()) };
         let after = self.run(model)?;
+        let mut lines = Vec::with_capacity(before.len());
         for (site, (width, x)) in &before {
             let Some((_, moved)) = after.get(site) else { continue };
             let terms = moment_terms(self.kind, x, moved, *width);
@@ -168,12 +169,14 @@ impl MomentTracker {
             for (sum, part) in sums.iter_mut().zip(parts) {
                 *sum = sum.map(|s| s + part).filter(|s| s.is_finite());
             }
-            self.log.append(&MomentsLine::new(step, *site, self.kind, &terms, sums))?;
+            let line = MomentsLine::new(step, *site, self.kind, &terms, sums);
+            self.log.append(&line)?;
+            lines.push(line);
         }
         if measured(step, self.every, self.steps) {
             self.held = Some((step, after));
         }
-        Ok(())
+        Ok(lines)
     }
 
     fn run(&self, model: &Transformer) -> Result<Activations> {

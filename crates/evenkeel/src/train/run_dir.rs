@@ -64,7 +64,7 @@ impl RunDir {
                 std::fs::remove_file(&path).map_err(|source| CheckpointError::Io { path, source })?;
             }
         }
-        for name in ["checkpoints", "report"] {
+        for name in ["checkpoints", "report", "tb"] {
             let path = self.root.join(name);
             if path.exists() {
                 std::fs::remove_dir_all(&path).map_err(|source| CheckpointError::Io { path, source })?;
@@ -106,6 +106,11 @@ impl RunDir {
     /// alarms.jsonl
     pub fn alarms(&self) -> PathBuf {
         self.root.join("alarms.jsonl")
+    }
+
+    /// tb/
+    pub fn tensorboard(&self) -> PathBuf {
+        self.root.join("tb")
     }
 
     /// resolved.toml

@@ -5,6 +5,7 @@ use super::guard::{Divergence, Guard, locate};
 use super::log::{LineLog, StatsLine, StepLine};
 use super::moments::MomentTracker;
 use super::prepare::{Prepared, check_same, check_states, groups_of};
+use super::tensorboard::EventLog;
 use super::updates::{UpdateSummary, UpdateTracker};
 use super::{Evaluation, Feed, InOrder, RunDir, due, evaluate, measured, peak_rss_bytes};
 use crate::checkpoint::{self, RunState};
@@ -116,6 +117,7 @@ pub struct Trainer {
     stats_log: LineLog,
     alarms: Alarms,
     moments: Option<MomentTracker>,
+    events: Option<EventLog>,
 }
 
 /// What one step computed before the parameters moved.
@@ -187,6 +189,12 @@ impl Trainer {
             stats_log: LineLog::open(&dir.stats(), state.step)?,
             alarms: Alarms::open(&config.alarm, &dir, &state)?,
             moments: MomentTracker::open(&config, &feed, &dir, state.step)?,
+            events: EventLog::open_if(
+                config.telemetry.tensorboard,
+                &dir.tensorboard(),
+                state.step,
+                config.model.depth,
+            )?,
             step: state.step,
             config,
             dir,
@@ -258,7 +266,10 @@ impl Trainer {
             };
             self.step += 1;
             if let Some(moments) = &mut self.moments {
-                moments.after(&self.model, self.step)?;
+                let lines = moments.after(&self.model, self.step)?;
+                if let Some(events) = &mut self.events {
+                    events.moments(self.step, &lines)?;
+                }
             }
             let fired = self.report(&result, &moved, lr, &mut clock, observe)?;
             let saves = fired.iter().any(|alarm| alarm.action != AlarmAction::Log);
@@ -358,6 +369,10 @@ impl Trainer {
             for line in &fired {
                 observe(Event::Alarm { line });
             }
+            if let Some(events) = &mut self.events {
+                events.stats(self.step, stats.iter().map(|(_, line)| line))?;
+                events.alarms(self.step, &fired)?;
+            }
         }
         let evaluation = if due(self.step, t.eval_every_steps, t.steps) { self.validate()? } else { None };
         if let Some(evaluation) = evaluation {
@@ -390,6 +405,9 @@ impl Trainer {
         if logged {
             line.optimizer_share = (elapsed > 0.0).then(|| self.updates.take_seconds() / elapsed);
             self.metrics_log.append(&line)?;
+            if let Some(events) = &mut self.events {
+                events.step(&line)?;
+            }
             *clock = (Instant::now(), self.step);
         }
         observe(Event::Step { line: &line, logged });
