@@ -3,6 +3,7 @@
 pub(crate) mod bench;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 use evenkeel::cache::CacheKind;
 use evenkeel::quant::{HeadFormat, scheme};
 use std::path::PathBuf;
@@ -35,7 +36,7 @@ pub(crate) struct Common {
     /// Print one JSON object on stdout
     #[arg(long, global = true, help_heading = "Everywhere")]
     pub(crate) json: bool,
-    /// Say what would be done and write nothing (quickstart, data tokenize, train, inspect, quantize, export)
+    /// Say what would be done and write nothing (quickstart, data tokenize, train, inspect, quantize, export, man)
     #[arg(long, global = true, help_heading = "Everywhere")]
     pub(crate) dry_run: bool,
     /// Only errors on stderr
@@ -99,6 +100,16 @@ pub(crate) enum Command {
     Doctor,
     /// Presets and configuration files
     Config(Config),
+    /// A script by which a shell completes commands and options
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+    /// Manual pages: one for the program and one for each command
+    Man {
+        /// Folder to write them into; other files there stay
+        dir: PathBuf,
+    },
 }
 
 #[derive(Debug, ClapArgs)]
@@ -545,6 +556,8 @@ pub(crate) enum ConfigCommand {
         /// Name of the preset or scheme
         preset: String,
     },
+    /// The JSON Schema of configuration files, by which editors complete and check them
+    Schema,
     /// Try a configuration without running it
     Check {
         /// TOML configuration

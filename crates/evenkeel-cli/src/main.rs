@@ -66,5 +66,7 @@ fn run(args: args::Args) -> Result<Exit, Failure> {
         args::Command::Bench(a) => commands::bench::run(a, &settings),
         args::Command::Doctor => commands::doctor::run(&settings),
         args::Command::Config(a) => commands::config::run(a, &settings),
+        args::Command::Completions { shell } => commands::completions::run(shell, &settings),
+        args::Command::Man { dir } => commands::man::run(&dir, &settings),
     }
 }

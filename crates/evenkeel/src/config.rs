@@ -6,6 +6,7 @@
 
 mod data;
 mod optim;
+mod schema;
 mod telemetry;
 
 pub use data::{DataConfig, DataKind};
@@ -19,6 +20,7 @@ use crate::model::{self, ModelConfig};
 use crate::optim::{OptimConfig, OptimizerName};
 use crate::tape::Execution;
 pub use crate::tape::{Precision, Recompute};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use thiserror::Error;
@@ -176,7 +178,7 @@ fn alarm_hint() -> String {
 }
 
 /// The table `[train]`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct TrainConfig {
     /// Optimiser steps.
     pub steps: u64,
@@ -214,7 +216,7 @@ impl TrainConfig {
 }
 
 /// Everything that determines a run.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct RunConfig {
     /// The network.
     pub model: ModelConfig,

@@ -15,6 +15,7 @@ use crate::slices::{is_fast, slice, with_slice_mut};
 use candle_core::{Result, Shape, Tensor, Var, bail};
 use evenkeel_kernels::gemm::Compute;
 use evenkeel_kernels::optimizer::add_scaled;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::cell::{RefCell, RefMut};
 
@@ -22,7 +23,7 @@ use std::cell::{RefCell, RefMut};
 mod tests;
 
 /// Arithmetic of the matrix products. Sums, norms, softmax, parameters and optimiser state are float32 always.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Precision {
     /// float32 throughout.
@@ -33,7 +34,7 @@ pub enum Precision {
 }
 
 /// What the forward pass forgets and the backward pass computes again: memory for time.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Recompute {
     /// Everything is kept.

@@ -1,4 +1,4 @@
-//! `config list`, `config show PRESET`, `config check FILE`.
+//! `config list`, `config show PRESET`, `config schema`, `config check FILE`.
 
 use crate::args::{Config, ConfigCommand};
 use crate::failure::{Exit, Failure};
@@ -39,6 +39,15 @@ pub(crate) fn run(args: Config, settings: &Settings) -> Result<Exit, Failure> {
             overrides.push(Override::text("model.preset", &preset));
             let config = RunConfig::from_table(Default::default(), &overrides)?;
             show(&config, settings)?;
+        }
+        ConfigCommand::Schema => {
+            // With --set model.preset=NAME the defaults of [model] are those of that preset.
+            let schema = RunConfig::from_table(Default::default(), &settings.overrides)?.schema()?;
+            if settings.json {
+                output::json(&json!({"schema": 1, "config": schema}));
+            } else {
+                output::json(&schema);
+            }
         }
         ConfigCommand::Check { file } => {
             let config = RunConfig::load(&file, &settings.overrides)?;

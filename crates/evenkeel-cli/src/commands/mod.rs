@@ -2,6 +2,7 @@
 
 pub(crate) mod bench;
 mod calibration;
+pub(crate) mod completions;
 pub(crate) mod config;
 pub(crate) mod data;
 pub(crate) mod doctor;
@@ -10,6 +11,7 @@ pub(crate) mod experiment;
 pub(crate) mod export;
 mod images;
 pub(crate) mod inspect;
+pub(crate) mod man;
 mod model;
 mod place;
 pub(crate) mod quantize;

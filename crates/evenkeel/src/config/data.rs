@@ -4,11 +4,12 @@ use super::ConfigError;
 use crate::data::ImagesError;
 use crate::data::images::{COLOURS, Crop, ImageData, ImageFolder, ImageSettings, ImageSource, Shapes};
 use crate::model::ModelConfig;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
 /// What a run is trained on.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DataKind {
     /// Token shards.
@@ -32,7 +33,7 @@ impl DataKind {
 }
 
 /// The table `[data]`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct DataConfig {
     /// Text or images; presets of images start with shapes.
     #[serde(default)]

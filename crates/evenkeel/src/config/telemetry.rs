@@ -6,6 +6,7 @@ use super::{ConfigError, overlay, shown};
 use crate::metrics::moments::MomentKind;
 use crate::metrics::{GramMode, GramSpec, Metrics, Selection};
 use crate::names::NameFilter;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
@@ -16,7 +17,7 @@ const TOKEN_METRICS: [&str; 4] =
     ["kurtosis_elementwise", "kurtosis_excess_token", "inf_norm", "input_cos_mean"];
 
 /// The table `[telemetry]`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct TelemetryConfig {
     /// Steps between measurements; 0 turns them off.
     pub stats_every_steps: u64,
@@ -49,7 +50,7 @@ pub struct TelemetryConfig {
 }
 
 /// One table `[[alarm]]`: a bound on a metric.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AlarmConfig {
     /// Name of a metric, one of [`Metrics::NAMES`].
@@ -65,7 +66,7 @@ pub struct AlarmConfig {
 }
 
 /// What an alarm does when it fires, besides a line in alarms.jsonl.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum AlarmAction {
     /// Nothing more.
@@ -143,6 +144,20 @@ fn globs(key: &str, patterns: &[String]) -> Result<(), ConfigError> {
     NameFilter::new(patterns).map(|_| ()).map_err(bad)
 }
 
+/// Keys that an `[[alarm]]` cannot be without.
+pub(super) const ALARM_REQUIRED: [&str; 2] = ["metric", "above"];
+
+/// Every key of an `[[alarm]]`, with its default where it has one.
+pub(super) fn alarm_table() -> Table {
+    let mut table = Table::new();
+    table.insert("metric".into(), Value::String(String::new()));
+    table.insert("sites".into(), residual_stream().into());
+    table.insert("above".into(), Value::Float(0.0));
+    table.insert("patience".into(), Value::Integer(1));
+    table.insert("action".into(), Value::String("log".into()));
+    table
+}
+
 /// The user's `[[alarm]]` tables with what they leave out filled in; keys and types are checked as elsewhere.
 pub(super) fn complete_alarms(alarms: Vec<Value>) -> Result<Vec<Value>, ConfigError> {
     let complete = |(i, alarm): (usize, Value)| {
@@ -150,13 +165,8 @@ pub(super) fn complete_alarms(alarms: Vec<Value>) -> Result<Vec<Value>, ConfigEr
         let Value::Table(given) = alarm else {
             return Err(ConfigError::Type { key: path, expected: "a table".into(), found: shown(&alarm) });
         };
-        let missing = ["metric", "above"].into_iter().find(|key| !given.contains_key(*key));
-        let mut table = Table::new();
-        table.insert("metric".into(), Value::String(String::new()));
-        table.insert("sites".into(), residual_stream().into());
-        table.insert("above".into(), Value::Float(0.0));
-        table.insert("patience".into(), Value::Integer(1));
-        table.insert("action".into(), Value::String("log".into()));
+        let missing = ALARM_REQUIRED.into_iter().find(|key| !given.contains_key(*key));
+        let mut table = alarm_table();
         // First, so that a misspelt key is called that rather than missing.
         overlay(&mut table, given, &path)?;
         match missing {

@@ -12,10 +12,11 @@
 
 use super::finite;
 use evenkeel_kernels::stats::{GramSums, Side, channel_moments, gram_add, gram_sums, row_squares};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Over which tokens a Gram matrix is taken.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum GramMode {
     /// All tokens together, as in the authors' code.

@@ -17,10 +17,11 @@
 //! [`MomentKind::Element`] pools single entries x with changes δ: m2 = E\[x²\], m4 = E\[x⁴\], u21 = 2E\[xδ\],
 //! u22 = E\[δ²\], u41 = 4E\[x³δ\], u42 = 6E\[x²δ²\], u43 = 4E\[xδ³\], u44 = E\[δ⁴\].
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Which moments are followed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum MomentKind {
     /// Of the channels' mean squares: m4/m2² is the kurtosis of Eq 1.

@@ -3,10 +3,12 @@
 //! A choice with numbers is written as a call, `leaky_relu(0.01)` or `clipped(-0.03, 1)`.
 
 use crate::ops::{Activation, RopeScaling, Softmax};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 
 /// A normalisation over channels; ε = `norm_eps` inside the root.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Norm {
     /// LayerNorm with gain and bias.
@@ -24,7 +26,7 @@ pub enum Norm {
 }
 
 /// Where a block's norms stand.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum NormPosition {
     /// On the branch's input: x ← x + f(N(x)).
@@ -36,7 +38,7 @@ pub enum NormPosition {
 }
 
 /// How the two branches of a block are joined to the stream.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Branches {
     /// Attention first, the MLP reads what it left.
@@ -56,7 +58,7 @@ impl Branches {
 }
 
 /// Norm of queries and keys, per head over its channels.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum QkNorm {
     /// None: scores are free to grow.
@@ -70,7 +72,7 @@ pub enum QkNorm {
 }
 
 /// What multiplies the values.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum AttentionMatrix {
     /// The probabilities P.
@@ -82,7 +84,7 @@ pub enum AttentionMatrix {
 }
 
 /// How the value and output projections of attention are parametrised.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ValueInit {
     /// A random matrix.
@@ -93,7 +95,7 @@ pub enum ValueInit {
 }
 
 /// How the query projection starts.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum QueryInit {
     /// As every other matrix.
@@ -105,7 +107,7 @@ pub enum QueryInit {
 
 /// A sigmoid gate on each head's weighted values before the heads are merged (Bondarenko et al., arXiv 2306.12929). One
 /// that averages over the sequence would see the future, so there is none.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Gate {
     /// No gate.
@@ -124,7 +126,7 @@ pub enum Gate {
 }
 
 /// How a token's position enters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Positions {
     /// A learned vector per position, added to the token's.
@@ -136,7 +138,7 @@ pub enum Positions {
 }
 
 /// What the head reads.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Readout {
     /// Every token: logits (sequences, tokens, vocab).
@@ -151,7 +153,7 @@ pub enum Readout {
 }
 
 /// A linear map of the block, as named by `biases`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Projection {
     /// Queries.
@@ -171,7 +173,7 @@ pub enum Projection {
 }
 
 /// The gain on both branches of every block.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged, expecting = "expected a number or \"inv_sqrt_depth\"")]
 pub enum Beta {
     /// A number.
@@ -181,7 +183,7 @@ pub enum Beta {
 }
 
 /// Rules for β.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum BetaRule {
     /// 1/√depth.
@@ -213,7 +215,30 @@ macro_rules! written_as_text {
                 value.to_string()
             }
         }
+        impl JsonSchema for $type {
+            fn schema_name() -> Cow<'static, str> {
+                stringify!($type).into()
+            }
+            fn json_schema(_: &mut SchemaGenerator) -> Schema {
+                text_schema(Self::CHOICES)
+            }
+        }
     };
+}
+
+/// Texts as `choices` has them in quotes: words, and calls, each with as many numbers as it shows.
+fn text_schema(choices: &str) -> Schema {
+    const NUMBER: &str = r"\s*[-+]?[0-9.]+([eE][-+]?[0-9]+)?\s*";
+    let (calls, words): (Vec<&str>, Vec<&str>) =
+        choices.split('"').skip(1).step_by(2).partition(|choice| choice.contains('('));
+    let pattern = |call: &&str| {
+        let (name, arguments) = call.split_once('(')?;
+        let numbers = vec![NUMBER; arguments.split(',').count()].join(",");
+        Some(format!(r"^{name}\({numbers}\)$"))
+    };
+    let calls = calls.iter().filter_map(pattern).map(|pattern| json_schema!({ "pattern": pattern }));
+    let ways: Vec<Schema> = std::iter::once(json_schema!({ "enum": words })).chain(calls).collect();
+    json_schema!({ "type": "string", "anyOf": ways })
 }
 
 /// `name` or `name(1, 2)` as the name and its numbers, all finite in float32 too.

@@ -10,11 +10,12 @@ pub use super::choices::{
 };
 pub use crate::ops::RopeScaling;
 use crate::ops::Softmax;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Everything that shapes the network. In a configuration file this is the table `[model]`. Keys with a default may be missing
 /// from a checkpoint: they did not exist when the first ones were written.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ModelConfig {
     /// The preset that the other keys started from, for the record.
     pub preset: String,

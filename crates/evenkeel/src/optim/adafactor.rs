@@ -34,10 +34,11 @@
 use super::arith::{blend, decay_then_step, divide_factored, divide_root, mean_squares, momentum_step, rms};
 use super::{Optimizer, Slot, State, each};
 use candle_core::{Result, Tensor};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Where ε enters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum EpsPlacement {
     /// Added to every squared gradient (the paper).
@@ -47,7 +48,7 @@ pub enum EpsPlacement {
 }
 
 /// AdaFactor's settings.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct AdaFactor {
     /// Decay of the momentum on clipped updates; 0 keeps none.
     pub beta1: f64,

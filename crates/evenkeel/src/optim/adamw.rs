@@ -26,10 +26,11 @@
 use super::arith::{Adam, adamw};
 use super::{Optimizer, Slot, each};
 use candle_core::Result;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// AdamW's settings.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct AdamW {
     /// Decay of the first moment.
     pub beta1: f64,

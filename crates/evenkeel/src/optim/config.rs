@@ -5,6 +5,7 @@ use super::skip::SkipRule;
 use super::{
     AdaFactor, AdamW, Muon, Optimizer, RotatedAdaFactor, Schedule, ScheduleKind, Sgd, Shampoo, Soap,
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Which optimiser.
@@ -61,34 +62,39 @@ impl OptimizerName {
         Self::ALL.into_iter().find(|o| o.name() == name)
     }
 
-    /// Another name of a key of this optimiser, as users of other implementations know it.
-    pub fn alias(self, key: &str) -> Option<&'static str> {
-        match (self, key) {
-            (Self::Sgd | Self::Muon, "momentum") => Some("beta1"),
-            _ => None,
+    /// Other names of keys of this optimiser, as users of other implementations know them, and the keys.
+    pub fn aliases(self) -> &'static [(&'static str, &'static str)] {
+        match self {
+            Self::Sgd | Self::Muon => &[("momentum", "beta1")],
+            _ => &[],
         }
+    }
+
+    /// The key that is also called `name`.
+    pub fn alias(self, name: &str) -> Option<&'static str> {
+        self.aliases().iter().find(|(other, _)| *other == name).map(|(_, key)| *key)
     }
 }
 
 /// An optimiser with its settings, keyed by `name`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "name", rename_all = "snake_case")]
 pub enum Rule {
-    /// See [`AdamW`].
+    /// Adam with decoupled weight decay: [`AdamW`].
     Adamw(AdamW),
-    /// See [`Sgd`].
+    /// Gradient descent with momentum: [`Sgd`].
     Sgd(Sgd),
-    /// See [`AdaFactor`].
+    /// A factored second moment: [`AdaFactor`].
     Adafactor(AdaFactor),
-    /// See [`AdaFactor::torch`].
+    /// The same with the settings of PyTorch's: [`AdaFactor::torch`].
     AdafactorTorch(AdaFactor),
-    /// See [`RotatedAdaFactor`].
+    /// AdaFactor in Shampoo's eigenbasis: [`RotatedAdaFactor`].
     RotatedAdafactor(RotatedAdaFactor),
-    /// See [`Shampoo`].
+    /// Roots of Shampoo's factors: [`Shampoo`].
     Shampoo(Shampoo),
-    /// See [`Soap`].
+    /// Adam in Shampoo's eigenbasis: [`Soap`].
     Soap(Soap),
-    /// See [`Muon`].
+    /// Orthogonalised momentum: [`Muon`].
     Muon(Muon),
 }
 
@@ -150,7 +156,7 @@ impl Rule {
 }
 
 /// The table `[optim]`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct OptimConfig {
     /// Which optimiser, and its own keys.
     #[serde(flatten)]

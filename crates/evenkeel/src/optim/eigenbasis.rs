@@ -22,10 +22,11 @@ use super::linalg::{eigen, power_iteration};
 use super::{Optimizer, Periodic, Side, Slot, State};
 use candle_core::{Device, Result, Tensor};
 use rayon::prelude::*;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// How bases are made and kept.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Eigenbasis {
     /// Decay of L and R; negative means β2 (`beta2`, whatever the second moment itself uses).
     pub shampoo_beta: f64,

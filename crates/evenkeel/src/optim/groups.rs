@@ -8,11 +8,12 @@ use super::config::{OptimConfig, OptimizerName, Rule};
 use super::{Optimizer, Slot, State};
 use crate::names::{BadPattern, NameFilter};
 use candle_core::{Result, Tensor};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 /// One exception.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct GroupConfig {
     /// Globs over parameter names, such as `embed.*` or `blocks.*.mlp.*.weight`.

@@ -35,10 +35,11 @@ use super::arith::{blend, decay_then_step};
 use super::linalg::newton_schulz;
 use super::{AdamW, Optimizer, Slot, each};
 use candle_core::Result;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// How long an update is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum MuonScale {
     /// max(1, rows / columns)^½.
@@ -58,7 +59,7 @@ impl MuonScale {
 }
 
 /// Muon's settings.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Muon {
     /// Decay of the momentum.
     pub beta1: f64,

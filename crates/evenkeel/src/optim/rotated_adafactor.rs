@@ -28,10 +28,11 @@ use super::eigenbasis::Inside;
 use super::{AdaFactor, Eigenbasis, Slot};
 use crate::optim::arith::blend;
 use candle_core::{Result, Tensor};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Rotated AdaFactor's settings.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct RotatedAdaFactor {
     /// What happens in the basis.
     #[serde(flatten)]

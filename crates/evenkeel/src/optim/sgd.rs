@@ -24,10 +24,11 @@
 
 use super::{Optimizer, Slot, arith, each};
 use candle_core::Result;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// SGD's settings.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Sgd {
     /// Momentum; 0 keeps no buffer.
     pub beta1: f64,

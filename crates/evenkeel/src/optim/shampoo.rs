@@ -38,10 +38,11 @@ use super::linalg::{Root, inverse_root};
 use super::{AdamW, Optimizer, Periodic, Side, Slot, State};
 use candle_core::Result;
 use rayon::prelude::*;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Shampoo's settings.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Shampoo {
     /// Decay of the momentum.
     pub beta1: f64,

@@ -37,10 +37,11 @@ use super::arith::{Adam, adam_direction, blend, divide_factored, rms};
 use super::eigenbasis::Inside;
 use super::{Eigenbasis, Slot, adafactor};
 use candle_core::{Result, Tensor};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// SOAP's settings.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Soap {
     /// Decay of the first moment.
     pub beta1: f64,

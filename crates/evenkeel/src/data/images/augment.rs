@@ -3,10 +3,11 @@
 //! All draws are functions of one key, and use no function whose last bit depends on the machine.
 
 use crate::random::uniform;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Which part of a training picture is seen.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Crop {
     /// All of it; of a file the largest part in the middle that has the proportions of the model's images.
