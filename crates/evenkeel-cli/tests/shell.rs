@@ -1,4 +1,6 @@
 //! What the program says of itself to other programs: completions, manual pages, the schema of configurations.
+// What is skipped is said.
+#![allow(clippy::print_stdout)]
 
 mod common;
 

@@ -1,4 +1,6 @@
 //! tb/: what TensorBoard is given is what the logs say. How a file goes on when its run was killed is in resume.rs.
+// What is skipped is said.
+#![allow(clippy::print_stdout)]
 
 mod common;
 

@@ -159,5 +159,5 @@ fn masked(bytes: &[u8]) -> u32 {
         crc = NIBBLES[(crc & 15) as usize] ^ (crc >> 4);
     }
     let crc = !crc;
-    (crc >> 15 | crc << 17).wrapping_add(0xa282_ead8)
+    crc.rotate_right(15).wrapping_add(0xa282_ead8)
 }
