@@ -93,6 +93,12 @@ fn check(args: &Quantize) -> Result<(), Failure> {
             "leave it out, or give at least 1",
         ));
     }
+    if args.text.images.is_some() {
+        return Err(Failure::input(
+            "quantize calibrates on text, and cannot take --images yet",
+            "`evenkeel inspect MODEL --images ...` says what 8 bits would cost a model of images, site by site",
+        ));
+    }
     match args.report.as_ref().filter(|dir| dir.exists() && !dir.is_dir()) {
         Some(file) => Err(Failure::input(
             format!("--report {} is a file, and a folder was expected", file.display()),

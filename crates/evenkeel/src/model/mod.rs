@@ -159,7 +159,8 @@ impl Hint for ModelError {
             }
             ModelError::ImageSize { .. } => "prepare the images with the model's own image processor".into(),
             ModelError::NoHead | ModelError::NoNextToken => {
-                "`evenkeel inspect` looks into models of every kind; the other commands want a causal language model".into()
+                "`evenkeel inspect` looks into models of every kind, `evenkeel eval --images` takes classifiers of images; other commands want a causal language model"
+                    .into()
             }
             ModelError::NoClasses => {
                 "only a model with patch_size and with readout \"first\" or \"mean\" has classes of images".into()

@@ -177,7 +177,6 @@ fn layerscale() -> ModelConfig {
 fn of_images(text: ModelConfig) -> ModelConfig {
     ModelConfig {
         width: 192,
-        heads: 3,
         // Patches and the class token.
         context: 65,
         patch_size: 4,
