@@ -30,7 +30,7 @@ pub use images::{ImageData, ImageFolder, ImageSettings, ImageSource, ImagesError
 pub use inspect::{DatasetSummary, SplitSummary, inspect, summarise};
 pub use permutation::Permutation;
 pub use registry::{RegistryCorpus, cargo_registry_corpus, default_cargo_home};
-pub use sampler::{Batch, MicroBatch, SamplerSettings, TrainSampler, ValidationBlocks};
+pub use sampler::{Batch, SamplerSettings, TrainSampler, ValidationBlocks};
 pub use shards::{Shard, ShardWriter, TokenDtype};
 pub use split::SplitOutcome;
 pub use tokenize::{

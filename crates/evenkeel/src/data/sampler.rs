@@ -51,37 +51,10 @@ pub struct Batch {
     pub context: usize,
 }
 
-/// Some rows of a [`Batch`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct MicroBatch<'a> {
-    /// The ids that are seen.
-    pub inputs: &'a [u32],
-    /// The id that follows each of them.
-    pub targets: &'a [u32],
-    /// The number of rows.
-    pub sequences: usize,
-    /// The length of a row.
-    pub context: usize,
-}
-
 impl Batch {
     /// The number of positions, sequences · context.
     pub fn tokens(&self) -> usize {
         self.inputs.len()
-    }
-
-    /// The rows in groups of `sequences` (the last may be smaller), for gradient accumulation; 0
-    /// stands for all of them.
-    pub fn micro(&self, sequences: usize) -> impl ExactSizeIterator<Item = MicroBatch<'_>> {
-        let rows = if sequences == 0 { self.sequences } else { sequences.min(self.sequences) };
-        let length = (rows * self.context).max(1);
-        let context = self.context;
-        self.inputs.chunks(length).zip(self.targets.chunks(length)).map(move |(inputs, targets)| MicroBatch {
-            inputs,
-            targets,
-            sequences: inputs.len() / context,
-            context,
-        })
     }
 
     fn read(
@@ -360,18 +333,6 @@ mod tests {
         assert_eq!(batches, collect(5));
         assert_ne!(batches, collect(6));
         assert_ne!(batches[0].inputs, sampler.batch(0).unwrap().inputs[..16]);
-    }
-
-    #[test]
-    fn micro_batches_are_the_rows_in_order() {
-        let batch = sampler(1000, 4, 5, 0).batch(0).unwrap();
-        let sizes = |n| -> Vec<usize> { batch.micro(n).map(|micro| micro.sequences).collect() };
-        assert_eq!(sizes(2), [2, 2, 1]);
-        assert_eq!(sizes(0), [5]);
-        assert_eq!(sizes(9), [5]);
-        let inputs: Vec<u32> = batch.micro(2).flat_map(|m| m.inputs.to_vec()).collect();
-        let targets: Vec<u32> = batch.micro(2).flat_map(|m| m.targets.to_vec()).collect();
-        assert_eq!((inputs, targets), (batch.inputs.clone(), batch.targets.clone()));
     }
 
     #[test]

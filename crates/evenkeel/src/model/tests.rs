@@ -329,6 +329,33 @@ fn parts_of_a_batch_are_its_examples_in_order() {
     }
 }
 
+/// From the logits, and the logits from what the final norm gives, by hand.
+#[test]
+fn the_loss_of_images_is_the_mean_surprise_at_their_classes() {
+    for readout in [Readout::First, Readout::Mean] {
+        let model = perturbed(&ModelConfig { readout, ..tiny("vit") });
+        let batch = examples(&model);
+        let flat = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f64>().unwrap();
+        let stream = flat(model.run(&Tape::off(), &mut NoTap, &batch.input).unwrap().tensor());
+        let parameter =
+            |name: &str| flat(&model.parameters().iter().find(|p| p.name == name).unwrap().tensor);
+        let (weight, bias) = (parameter("head.weight"), parameter("head.bias"));
+        let mut surprise = 0.0;
+        for (tokens, &class) in stream.chunks(5 * 8).zip(&batch.targets) {
+            let read: Vec<f64> = match readout {
+                Readout::First => tokens[..8].to_vec(),
+                _ => (0..8).map(|j| (0..5).map(|t| tokens[8 * t + j]).sum::<f64>() / 5.0).collect(),
+            };
+            let logits = weight.chunks(8).zip(&bias);
+            let logits: Vec<f64> =
+                logits.map(|(row, b)| b + row.iter().zip(&read).map(|(w, x)| w * x).sum::<f64>()).collect();
+            let sum: f64 = logits.iter().map(|v| v.exp()).sum();
+            surprise += (sum.ln() - logits[class as usize]) / 2.0;
+        }
+        assert!((surprise - loss(&model)).abs() < 1e-12, "{readout:?}");
+    }
+}
+
 #[test]
 fn combinations_that_make_no_sense_are_refused_with_the_key_and_the_reason() {
     let cases: &[(&str, &str, Change)] = &[
