@@ -113,7 +113,7 @@ fn what_does_not_fit_is_refused_before_anything_is_written() {
     config(&sandbox, "vit", "");
     let before = sandbox.files();
     let cases = [
-        ("data.kind=tokens", "augment"),
+        ("data.kind=tokens", "means nothing"),
         ("model.patch_size=0", "the model reads text"),
         ("model.readout=tokens", "model.readout"),
         ("model.vocab=7", "10 classes"),
