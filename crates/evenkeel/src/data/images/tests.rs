@@ -25,7 +25,7 @@ fn shapes_are_the_same_on_every_machine() {
         hash = fnv1a(hash, &SHAPES.picture(split, index, [32, 32]).0.rgb);
     }
     hash = fnv1a(hash, &SHAPES.picture(Split::Train, 4, [16, 24]).0.rgb);
-    assert_eq!(format!("{hash:016x}"), "43229b3d5cb4fc8f");
+    assert_eq!(format!("{hash:016x}"), "99c963a302b3d902");
 }
 
 #[test]
