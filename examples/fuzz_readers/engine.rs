@@ -6,21 +6,67 @@
 use crate::memory::peak_of;
 use evenkeel::Hint;
 use evenkeel::checkpoint::weights::{Fault, View, index, pickle, safetensors, torch, zip};
+use evenkeel::data::packing::{Packing, unpack};
+use evenkeel::data::parquet::{ParquetTexts, Row};
 use evenkeel::random::key;
+use std::io::{Cursor, Read};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// How much a reader may hold: this many bytes for each of the file's, and a MiB.
+/// How much a reader may hold: this many bytes for each of the file's, and what stands beside the reader.
 pub(crate) const BYTES_PER_BYTE: usize = 64;
 
-/// Reads all there is in a file; whether it was accepted.
-type Reader = fn(&[u8]) -> Result<(), Fault>;
+/// Reads all there is in a file, or says what is wrong with it.
+type Reader = fn(&[u8]) -> Result<(), String>;
 
-pub(crate) const READERS: [(&str, Reader); 4] = [
-    ("safetensors", read_safetensors),
-    ("torch", read_torch),
-    ("pickle", read_pickle),
-    ("index", read_index),
+/// Each with the bytes that it may hold whatever the file is: gzip keeps 32 KiB and a decoder of zstd its tables; both
+/// make much text of few bytes, of which no more than [`MOST_TEXT`] is asked for, but zstd looks back on all of it.
+pub(crate) const READERS: [(&str, Reader, usize); 7] = [
+    ("safetensors", |file| told(read_safetensors(file)), 1 << 20),
+    ("torch", |file| told(read_torch(file)), 1 << 20),
+    ("pickle", |file| told(read_pickle(file)), 1 << 20),
+    ("index", |file| told(read_index(file)), 1 << 20),
+    ("gzip", |file| read_packed(file, Packing::Gzip), 1 << 20),
+    ("zstd", |file| read_packed(file, Packing::Zstd), 8 << 20),
+    ("parquet", read_parquet, 8 << 20),
 ];
+
+/// Text that is read of a packed file or a table, at most: a few bytes may stand for any number of texts.
+const MOST_TEXT: u64 = 1 << 20;
+const MOST_ROWS: u64 = 10_000;
+
+/// The message of a fault, which has to have one, and a hint.
+fn told<E: std::fmt::Display + Hint>(read: Result<(), E>) -> Result<(), String> {
+    read.map_err(|fault| {
+        assert!(!fault.hint().is_empty());
+        fault.to_string()
+    })
+}
+
+fn read_packed(file: &[u8], packing: Packing) -> Result<(), String> {
+    let read = std::io::copy(&mut unpack(file, packing).take(MOST_TEXT), &mut std::io::sink());
+    match read.map_err(|problem| problem.to_string())? {
+        // Nothing at all is sound zstd, and of no use here.
+        0 => Err("nothing is in it".into()),
+        _ => Ok(()),
+    }
+}
+
+fn read_parquet(file: &[u8]) -> Result<(), String> {
+    told((|| {
+        let mut texts = ParquetTexts::open(Cursor::new(file), "text")?;
+        let (mut bytes, mut rows) = (0, 0);
+        while let Some(row) = texts.next_row()? {
+            if let Row::Text { text, .. } = row {
+                bytes += text.len() as u64;
+            }
+            rows += 1;
+            if bytes > MOST_TEXT || rows > MOST_ROWS {
+                break;
+            }
+        }
+        Ok::<_, evenkeel::data::parquet::ParquetFault>(())
+    })())
+}
 
 fn read_safetensors(file: &[u8]) -> Result<(), Fault> {
     safetensors::parse(file).map(|tensors| read_all(file, &tensors))
@@ -64,14 +110,14 @@ pub(crate) struct Outcome {
 /// Which reader panicked or held too much.
 pub(crate) fn judge(file: &[u8]) -> Result<Outcome, String> {
     let mut outcome = Outcome { accepted: [false; READERS.len()], held: 0 };
-    for ((name, reader), accepted) in READERS.iter().zip(&mut outcome.accepted) {
+    for ((name, reader, beside), accepted) in READERS.iter().zip(&mut outcome.accepted) {
         let (result, held) = peak_of(|| catch_unwind(AssertUnwindSafe(|| reader(file))));
         match result {
             Err(_) => return Err(format!("the reader of {name} panicked")),
-            Ok(Err(fault)) => assert!(!fault.to_string().is_empty() && !fault.hint().is_empty()),
+            Ok(Err(fault)) => assert!(!fault.is_empty()),
             Ok(Ok(())) => *accepted = true,
         }
-        if held > BYTES_PER_BYTE * file.len() + (1 << 20) {
+        if held > BYTES_PER_BYTE * file.len() + beside {
             return Err(format!("the reader of {name} held {held} bytes for a file of {}", file.len()));
         }
         outcome.held = outcome.held.max(held);
@@ -147,6 +193,22 @@ impl Seeds {
             r#"{"weight_map": {"layers.0.weight": "x.bin", "layers.0.bias": "x.bin", "head": "y.bin"}}"#,
         ] {
             seeds.push(Seed::whole(text.as_bytes()));
+        }
+        for file in [
+            &include_bytes!("../../tests/golden/datasets/lines.jsonl.gz")[..],
+            include_bytes!("../../tests/golden/datasets/members.jsonl.gz"),
+            include_bytes!("../../tests/golden/datasets/lines.jsonl.zst"),
+            include_bytes!("../../tests/golden/datasets/frames.jsonl.zst"),
+            include_bytes!("../../tests/golden/datasets/none_dict_v2.parquet"),
+            include_bytes!("../../tests/golden/datasets/snappy_dict_v1.parquet"),
+            include_bytes!("../../tests/golden/datasets/gzip_plain_v1.parquet"),
+            include_bytes!("../../tests/golden/datasets/zstd_plain_v2.parquet"),
+            include_bytes!("../../tests/golden/datasets/nulls_dict_v2.parquet"),
+            include_bytes!("../../tests/golden/datasets/delta_length.parquet"),
+            include_bytes!("../../tests/golden/datasets/delta_strings.parquet"),
+            include_bytes!("../../tests/golden/datasets/neighbours.parquet"),
+        ] {
+            seeds.push(Seed::whole(file));
         }
         Self(seeds)
     }

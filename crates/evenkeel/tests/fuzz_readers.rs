@@ -1,4 +1,4 @@
-//! The readers of weights on damaged files: the first cases of `examples/fuzz_readers`, and its worst.
+//! The readers of weights and texts on damaged files: the first cases of `examples/fuzz_readers`, and its worst.
 
 #[path = "../../../examples/fuzz_readers/engine.rs"]
 mod engine;

@@ -1,33 +1,39 @@
 //! Documents from files and folders.
 //!
-//! A text file is one document; a `.jsonl` file has one for each line, under a key ("text" unless
-//! told otherwise). [`Corpus::find`] lists the files: inputs in the order given, the files of a
-//! folder sorted by path, each file once. In folders hidden names are left out and globs apply;
-//! a glob without `/` is held against the file name at any depth, one with `/` against the path
-//! below the folder, as in ripgrep. Files named outright are taken as they are.
+//! A text file is one document; a `.jsonl` file has one for each line and a `.parquet` file one for each row, under a
+//! key or in a column ("text" unless told otherwise); gzip and zstd are unpacked on the way. [`Corpus::find`] lists the
+//! files: inputs in the order given, the files of a folder sorted by path, each file once. In folders hidden names are
+//! left out and globs apply; a glob without `/` is held against the file name at any depth, one with `/` against the
+//! path below the folder, as in ripgrep. Files named outright are taken as they are. In a folder that is a dataset of
+//! Hugging Face only its data is read, and the splits that its names say are kept apart ([`Corpus::take_validation`]).
 //!
 //! [`Corpus::documents`] then reads one file after the other, so that a corpus is never in memory
 //! as a whole. What is not UTF-8 text is an error in a file named outright and is skipped, and
 //! reported as [`Skipped`], in a file that was merely found. A byte order mark is dropped: as a
 //! token it would teach nothing.
 
+mod documents;
+
 use std::collections::HashMap;
-use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Read};
+use std::collections::hash_map::Entry;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 use walkdir::WalkDir;
 
 use super::error::DataError;
+use super::splits;
+pub use documents::Documents;
 
-/// The key of a `.jsonl` line that holds the text, unless told otherwise.
+/// The key of a `.jsonl` line, or the column of a table, that holds the text, unless told otherwise.
 pub const DEFAULT_TEXT_KEY: &str = "text";
 
 /// A text and where it is from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Document {
-    /// The path of the file, with the line number for a `.jsonl` file ("a.jsonl:3").
+    /// The path of the file, with the line for a `.jsonl` file, counted from 1 ("a.jsonl:3"), and the row for a `.parquet`
+    /// file, counted from 0.
     pub name: String,
     /// The text, UTF-8 without a byte order mark. May be empty.
     pub text: String,
@@ -40,7 +46,7 @@ pub struct CorpusSettings {
     pub inputs: Vec<PathBuf>,
     /// What to take from folders; empty takes all.
     pub globs: Vec<String>,
-    /// The key of the text in a `.jsonl` line.
+    /// The key of the text in a `.jsonl` line, or its column in a table.
     pub text_key: String,
 }
 
@@ -82,6 +88,8 @@ pub enum Found {
     Document(Document),
     /// A file that is left out.
     Skipped(Skipped),
+    /// So many rows of a table that have no text (null), not even an empty one.
+    Nulls(u64),
 }
 
 #[derive(Debug, Clone)]
@@ -95,6 +103,10 @@ struct CorpusFile {
 #[derive(Debug, Clone)]
 pub struct Corpus {
     files: Vec<CorpusFile>,
+    /// Validation splits of datasets.
+    validation: Vec<CorpusFile>,
+    /// Test splits of datasets.
+    test: Vec<PathBuf>,
     broken: Vec<Skipped>,
     text_key: String,
     inputs: String,
@@ -113,6 +125,8 @@ impl Corpus {
         let globs = build_globs(&settings.globs)?;
         let mut corpus = Corpus {
             files: Vec::new(),
+            validation: Vec::new(),
+            test: Vec::new(),
             broken: Vec::new(),
             text_key: settings.text_key.clone(),
             inputs: join_paths(&settings.inputs),
@@ -163,7 +177,17 @@ impl Corpus {
         });
         // `Path` compares component by component, the same way on every platform.
         found.sort();
-        self.files.extend(found.into_iter().map(|path| CorpusFile { path, outright: false }));
+        let file = |path| CorpusFile { path, outright: false };
+        let Some(splits) = splits::sort(folder, &found) else {
+            self.files.extend(found.into_iter().map(file));
+            return Ok(());
+        };
+        if let Some(path) = splits.train.iter().find(|path| splits::is_arrow(path)) {
+            return Err(DataError::Arrow { path: path.clone() });
+        }
+        self.files.extend(splits.train.into_iter().map(file));
+        self.validation.extend(splits.validation.into_iter().map(file));
+        self.test.extend(splits.test);
         Ok(())
     }
 
@@ -172,17 +196,37 @@ impl Corpus {
     fn drop_repeats(&mut self) {
         let mut first: HashMap<PathBuf, usize> = HashMap::new();
         let mut kept: Vec<CorpusFile> = Vec::with_capacity(self.files.len());
+        let real = |path: &Path| fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
         for file in self.files.drain(..) {
-            let real = fs::canonicalize(&file.path).unwrap_or_else(|_| file.path.clone());
-            match first.get(&real) {
-                Some(&at) => kept[at].outright |= file.outright,
-                None => {
-                    first.insert(real, kept.len());
+            match first.entry(real(&file.path)) {
+                Entry::Occupied(at) => kept[*at.get()].outright |= file.outright,
+                Entry::Vacant(new) => {
+                    new.insert(kept.len());
                     kept.push(file);
                 }
             }
         }
         self.files = kept;
+        self.validation.retain(|file| first.insert(real(&file.path), usize::MAX).is_none());
+        self.test.retain(|path| !first.contains_key(&real(path)));
+    }
+
+    /// Takes the validation splits of the datasets among the inputs out of the corpus; `None` if there are none.
+    pub fn take_validation(&mut self) -> Option<Corpus> {
+        let files = std::mem::take(&mut self.validation);
+        (!files.is_empty()).then(|| Corpus {
+            files,
+            validation: Vec::new(),
+            test: Vec::new(),
+            broken: Vec::new(),
+            text_key: self.text_key.clone(),
+            inputs: self.inputs.clone(),
+        })
+    }
+
+    /// Files of test splits, which are no part of the corpus.
+    pub fn test_files(&self) -> &[PathBuf] {
+        &self.test
     }
 
     /// The files, in the order in which they are read.
@@ -206,9 +250,10 @@ impl Corpus {
     ///
     /// # Errors
     /// Each item may be [`DataError::Io`], [`DataError::Binary`], [`DataError::NotUtf8`],
-    /// [`DataError::JsonlLine`] or [`DataError::JsonlText`]; after an error the iterator ends.
+    /// [`DataError::JsonlLine`], [`DataError::JsonlText`], [`DataError::Packed`], [`DataError::TextTooLong`],
+    /// [`DataError::Parquet`] or [`DataError::Arrow`]; after an error the iterator ends.
     pub fn documents(&self) -> Documents<'_> {
-        Documents { corpus: self, next_broken: 0, next_file: 0, lines: None, ended: false }
+        Documents::new(self)
     }
 
     /// Reads everything into memory: the documents that hold text, and what was skipped.
@@ -231,6 +276,7 @@ impl Corpus {
         for found in found {
             match found? {
                 Found::Skipped(file) => skipped.push(file),
+                Found::Nulls(_) => {}
                 Found::Document(document) if document.text.is_empty() => {}
                 Found::Document(mut document) => {
                     let bytes = document.text.len() as u64;
@@ -296,177 +342,6 @@ impl Iterator for Limited<'_> {
     }
 }
 
-/// The documents of a [`Corpus`], read as they are asked for.
-#[derive(Debug)]
-pub struct Documents<'a> {
-    corpus: &'a Corpus,
-    next_broken: usize,
-    next_file: usize,
-    /// The `.jsonl` file being read.
-    lines: Option<Lines<'a>>,
-    ended: bool,
-}
-
-#[derive(Debug)]
-struct Lines<'a> {
-    file: &'a CorpusFile,
-    reader: BufReader<File>,
-    /// Lines and bytes read so far.
-    line: u64,
-    offset: u64,
-}
-
-impl Documents<'_> {
-    fn next_limited(&mut self, limit: u64) -> Option<Result<Found, DataError>> {
-        if self.ended {
-            return None;
-        }
-        let next = self.try_next(limit);
-        self.ended = !matches!(next, Ok(Some(_)));
-        next.transpose()
-    }
-
-    fn try_next(&mut self, limit: u64) -> Result<Option<Found>, DataError> {
-        if let Some(broken) = self.corpus.broken.get(self.next_broken) {
-            self.next_broken += 1;
-            return Ok(Some(Found::Skipped(broken.clone())));
-        }
-        loop {
-            if let Some(lines) = &mut self.lines {
-                match lines.next_document(&self.corpus.text_key)? {
-                    Some(found) => {
-                        if matches!(found, Found::Skipped(_)) {
-                            self.lines = None;
-                        }
-                        return Ok(Some(found));
-                    }
-                    None => self.lines = None,
-                }
-            }
-            let Some(file) = self.corpus.files.get(self.next_file) else {
-                return Ok(None);
-            };
-            self.next_file += 1;
-            let open = File::open(&file.path).map_err(DataError::io("read", &file.path))?;
-            let jsonl =
-                file.path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("jsonl"));
-            if jsonl {
-                self.lines =
-                    Some(Lines { file, reader: BufReader::with_capacity(1 << 16, open), line: 0, offset: 0 });
-                continue;
-            }
-            let mut bytes = Vec::new();
-            open.take(limit).read_to_end(&mut bytes).map_err(DataError::io("read", &file.path))?;
-            let cut = bytes.len() as u64 == limit;
-            return match text_of(bytes, 0, cut, &file.path) {
-                Ok(text) => {
-                    Ok(Some(Found::Document(Document { name: file.path.display().to_string(), text })))
-                }
-                Err(error) => skip_or_fail(file, error).map(Some),
-            };
-        }
-    }
-}
-
-impl Iterator for Documents<'_> {
-    type Item = Result<Found, DataError>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        self.next_limited(u64::MAX)
-    }
-}
-
-impl Lines<'_> {
-    fn next_document(&mut self, key: &str) -> Result<Option<Found>, DataError> {
-        let path = &self.file.path;
-        loop {
-            let mut bytes = Vec::new();
-            let read = self.reader.read_until(b'\n', &mut bytes).map_err(DataError::io("read", path))?;
-            if read == 0 {
-                return Ok(None);
-            }
-            let start = self.offset;
-            self.offset += read as u64;
-            self.line += 1;
-            let line = match text_of(bytes, start, false, path) {
-                Ok(line) => line,
-                Err(error) => return skip_or_fail(self.file, error).map(Some),
-            };
-            if line.trim().is_empty() {
-                continue;
-            }
-            let value: serde_json::Value =
-                serde_json::from_str(&line).map_err(|reason| DataError::JsonlLine {
-                    path: path.clone(),
-                    line: self.line,
-                    reason: without_position(&reason),
-                })?;
-            let found = match &value {
-                serde_json::Value::Object(object) => match object.get(key) {
-                    Some(serde_json::Value::String(text)) => {
-                        return Ok(Some(Found::Document(Document {
-                            name: format!("{}:{}", path.display(), self.line),
-                            text: text.clone(),
-                        })));
-                    }
-                    Some(other) => type_name(other).to_owned(),
-                    None if object.is_empty() => "an empty object".to_owned(),
-                    None => {
-                        let mut keys: Vec<&str> = object.keys().map(String::as_str).collect();
-                        keys.sort_unstable();
-                        format!("the keys {}", keys.join(", "))
-                    }
-                },
-                other => type_name(other).to_owned(),
-            };
-            return Err(DataError::JsonlText {
-                path: path.clone(),
-                line: self.line,
-                key: key.to_owned(),
-                found,
-            });
-        }
-    }
-}
-
-/// The bytes of a file, or of one line of it that starts at `start`, as text. `cut`: the bytes
-/// end where reading stopped, perhaps within a character, which is then dropped.
-fn text_of(mut bytes: Vec<u8>, start: u64, cut: bool, path: &Path) -> Result<String, DataError> {
-    let not_utf8 =
-        |offset: usize| DataError::NotUtf8 { path: path.to_path_buf(), offset: start + offset as u64 };
-    // UTF-16 is full of NUL bytes, and is better called by its name.
-    if start == 0 && (bytes.starts_with(&[0xFF, 0xFE]) || bytes.starts_with(&[0xFE, 0xFF])) {
-        return Err(not_utf8(0));
-    }
-    if let Some(offset) = bytes.iter().position(|&byte| byte == 0) {
-        return Err(DataError::Binary { path: path.to_path_buf(), offset: start + offset as u64 });
-    }
-    if start == 0 && bytes.starts_with("\u{FEFF}".as_bytes()) {
-        bytes.drain(..3);
-    }
-    String::from_utf8(bytes).or_else(|error| {
-        let wrong = error.utf8_error();
-        if cut && wrong.error_len().is_none() {
-            let mut bytes = error.into_bytes();
-            bytes.truncate(wrong.valid_up_to());
-            // The bytes up to `valid_up_to` are valid, which is what it means.
-            String::from_utf8(bytes).map_err(|_| not_utf8(wrong.valid_up_to()))
-        } else {
-            Err(not_utf8(wrong.valid_up_to()))
-        }
-    })
-}
-
-fn skip_or_fail(file: &CorpusFile, error: DataError) -> Result<Found, DataError> {
-    let reason = match &error {
-        _ if file.outright => return Err(error),
-        DataError::Binary { .. } => SkipReason::Binary,
-        DataError::NotUtf8 { .. } => SkipReason::NotUtf8,
-        _ => return Err(error),
-    };
-    Ok(Found::Skipped(Skipped { path: file.path.clone(), reason }))
-}
-
 /// Shortens `text` to at most `max_bytes`, at the end of a line if there is one.
 fn cut_at_line(text: &mut String, max_bytes: usize) {
     let end = text.floor_char_boundary(max_bytes.min(text.len()));
@@ -499,27 +374,6 @@ fn is_hidden(name: &std::ffi::OsStr) -> bool {
 pub(super) fn join_paths(paths: &[PathBuf]) -> String {
     let paths: Vec<String> = paths.iter().map(|p| p.display().to_string()).collect();
     paths.join(", ")
-}
-
-/// The message of serde_json without its "at line 1 column 5": the line is always 1 here.
-fn without_position(error: &serde_json::Error) -> String {
-    let message = error.to_string();
-    match message.rfind(" at line ") {
-        Some(at) => format!("{} at column {}", &message[..at], error.column()),
-        None => message,
-    }
-}
-
-fn type_name(value: &serde_json::Value) -> &'static str {
-    use serde_json::Value as V;
-    match value {
-        V::Null => "null",
-        V::Bool(_) => "a boolean",
-        V::Number(_) => "a number",
-        V::String(_) => "a string",
-        V::Array(_) => "an array",
-        V::Object(_) => "an object",
-    }
 }
 
 #[cfg(test)]

@@ -26,7 +26,7 @@ pub enum DataError {
     #[error("no input was given: expected at least one file or folder")]
     NoInputs,
     /// An input does not exist.
-    #[error("{path} does not exist: expected a text file, a .jsonl file or a folder")]
+    #[error("{path} does not exist: expected a text, .jsonl or .parquet file, or a folder")]
     PathMissing {
         /// The path as it was given.
         path: PathBuf,
@@ -98,6 +98,48 @@ pub enum DataError {
         key: String,
         /// What is there instead.
         found: String,
+    },
+    /// A packed file that is damaged, or asks for more memory than there is for it.
+    #[error("{path} cannot be unpacked as {format}: {reason}")]
+    Packed {
+        /// The file.
+        path: PathBuf,
+        /// "gzip" or "zstd".
+        format: &'static str,
+        /// What is wrong with it.
+        reason: String,
+        /// Whether its window is too large, and nothing else wrong.
+        window: bool,
+    },
+    /// A text of a packed file that goes on and on.
+    #[error("{name} is longer than 2 GiB once it is unpacked: expected texts of at most 2 GiB")]
+    TextTooLong {
+        /// The file, with the line.
+        name: String,
+    },
+    /// A Parquet file, or its column of texts, that cannot be read.
+    #[cfg(feature = "parquet")]
+    #[error("{path} {fault}")]
+    Parquet {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        fault: super::parquet::ParquetFault,
+    },
+    /// A Parquet file where none can be read.
+    #[cfg(not(feature = "parquet"))]
+    #[error("{path} is a Parquet file, and this build reads no Parquet")]
+    NoParquet {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A table in Arrow's format.
+    #[error(
+        "{path} is an Arrow file, as datasets.save_to_disk writes them, which is not read: expected Parquet"
+    )]
+    Arrow {
+        /// The file.
+        path: PathBuf,
     },
     /// The corpus was different the second time it was read.
     #[error("{name} changed while it was being tokenized")]
@@ -446,6 +488,21 @@ impl Hint for DataError {
             ),
             E::JsonlLine { .. } => "each line of a .jsonl file is one object such as {\"text\": \"...\"}; rename the file to .txt to read it as plain text".into(),
             E::JsonlText { .. } => "name the key that holds the text with --text-key, or add the missing text".into(),
+            E::Packed { path, window: true, .. } => {
+                let path = path.display();
+                format!("unpack it first, with `zstd -d --long=31 {path}`")
+            }
+            E::Packed { path, format, .. } => {
+                format!("copy or download it again; `{format} -t {}` says whether it is whole", path.display())
+            }
+            E::TextTooLong { .. } => "cut the text into documents, for example the lines of a .jsonl file".into(),
+            #[cfg(feature = "parquet")]
+            E::Parquet { fault, .. } => fault.hint(),
+            #[cfg(not(feature = "parquet"))]
+            E::NoParquet { .. } => {
+                "build with the cargo feature `parquet`, or write it as .jsonl with Python: pandas.read_parquet(path).to_json(\"out.jsonl\", orient=\"records\", lines=True)".into()
+            }
+            E::Arrow { .. } => "write Parquet with Python: datasets.load_from_disk(DIR)[\"train\"].to_parquet(\"train.parquet\")".into(),
             E::CorpusChanged { .. } => "run again once nothing writes to the input files any more".into(),
             E::LockParse { .. } => "write it anew with `cargo generate-lockfile`".into(),
             E::CrateNotLocked { .. } | E::RegistryEmpty { .. } => "pass --corpus PATH to name a text file or folder instead".into(),

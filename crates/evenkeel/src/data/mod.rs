@@ -1,7 +1,7 @@
 //! From text to batches of token ids, and from labelled images to batches of pixels.
 //!
-//! Read in the order data flows: [`corpus`] finds documents in files and folders (and
-//! [`registry`] finds them in the crate sources that cargo keeps), [`tokenizer`] turns text into
+//! Read in the order data flows: [`corpus`] finds documents in files and folders, with the help of [`packing`] and
+//! `parquet` (and [`registry`] finds them in the crate sources that cargo keeps), [`tokenizer`] turns text into
 //! ids, [`shards`] stores ids in the `.bin` format of llm.c, [`mod@tokenize`] runs these three over a
 //! whole corpus and leaves a folder, [`dataset`] opens that folder and reads tokens anywhere in
 //! it, and [`sampler`] cuts batches as a pure function of (seed, step). [`mod@inspect`] says what a
@@ -13,13 +13,18 @@ pub mod corpus;
 pub mod dataset;
 pub mod error;
 pub mod images;
+mod format;
 pub mod inspect;
 mod output;
+pub mod packing;
+#[cfg(feature = "parquet")]
+pub mod parquet;
 pub mod permutation;
 pub mod registry;
 pub mod sampler;
 pub mod shards;
 pub mod split;
+pub(crate) mod splits;
 pub mod tokenize;
 pub mod tokenizer;
 

@@ -48,6 +48,8 @@ pub enum ValSplit {
     Files(Vec<PathBuf>),
     /// This share of the documents, from 0 up to, not including, 1.
     Fraction(f64),
+    /// The validation splits of the datasets among the inputs, and if there are none this share of the documents.
+    Named(f64),
 }
 
 /// What to tokenize, how, and where to.
@@ -57,11 +59,11 @@ pub struct TokenizeSettings {
     pub inputs: Vec<PathBuf>,
     /// What to take from folders; empty takes all.
     pub globs: Vec<String>,
-    /// The key of the text in a `.jsonl` line; "text" by default.
+    /// The key of the text in a `.jsonl` line, or its column in a table; "text" by default.
     pub text_key: String,
     /// What makes the ids; a BPE of 4096 by default.
     pub tokenizer: TokenizerChoice,
-    /// What is kept for validation; 0.05 of the documents by default.
+    /// What is kept for validation; what datasets name so, or 0.05 of the documents, by default.
     pub val: ValSplit,
     /// Tokens in a shard, from 1 to 2147483647; 100 million by default.
     pub shard_tokens: u64,
@@ -81,7 +83,7 @@ impl TokenizeSettings {
             globs: Vec::new(),
             text_key: DEFAULT_TEXT_KEY.to_owned(),
             tokenizer: TokenizerChoice::TrainBpe(4096),
-            val: ValSplit::Fraction(0.05),
+            val: ValSplit::Named(0.05),
             shard_tokens: 100_000_000,
             seed: 0,
             out: out.into(),
@@ -129,8 +131,13 @@ pub struct TokenizeReport {
     pub skipped: Vec<Skipped>,
     /// Inputs that were taken out because they are validation files too.
     pub held_out: Vec<PathBuf>,
+    /// Files of datasets that are for neither side: test splits, and validation splits where the settings ask for
+    /// another validation text.
+    pub other_splits: Vec<PathBuf>,
     /// Documents without text, which were left out.
     pub empty_documents: u64,
+    /// Rows of tables that have no text (null), which were left out.
+    pub null_rows: u64,
 }
 
 /// Reads a corpus and writes a data folder.
@@ -149,7 +156,13 @@ pub fn tokenize(
         let within = |path: &Path| fs::canonicalize(path).is_ok_and(|path| path.starts_with(&out));
         corpus.retain(|path, outright| outright || !within(path));
     }
-    let validation = find_validation(settings)?;
+    let mut validation = find_validation(settings)?;
+    let mut other_splits = corpus.test_files().to_vec();
+    match corpus.take_validation() {
+        Some(named) if matches!(settings.val, ValSplit::Named(_)) => validation = Some(named),
+        Some(other) => other_splits.extend(other.files().map(Path::to_path_buf)),
+        None => {}
+    }
     let mut held_out = Vec::new();
     if let Some(validation) = &validation {
         let real: Vec<PathBuf> = validation.files().flat_map(fs::canonicalize).collect();
@@ -167,6 +180,9 @@ pub fn tokenize(
     let source = Source::Files(&corpus);
     let mut report = run(source, validation.as_ref(), settings, progress)?;
     report.held_out = held_out;
+    other_splits
+        .retain(|path| validation.as_ref().is_none_or(|corpus| corpus.files().all(|file| file != path)));
+    report.other_splits = other_splits;
     Ok(report)
 }
 
@@ -195,13 +211,17 @@ fn corpus_settings(settings: &TokenizeSettings, inputs: &[PathBuf]) -> CorpusSet
 
 fn find_validation(settings: &TokenizeSettings) -> Result<Option<Corpus>, DataError> {
     match &settings.val {
-        ValSplit::Files(files) => Corpus::find(&corpus_settings(settings, files)).map(Some),
-        ValSplit::Fraction(_) => Ok(None),
+        ValSplit::Files(files) => {
+            let mut corpus = Corpus::find(&corpus_settings(settings, files))?;
+            // Of a dataset that has a split for it, that split.
+            Ok(Some(corpus.take_validation().unwrap_or(corpus)))
+        }
+        ValSplit::Fraction(_) | ValSplit::Named(_) => Ok(None),
     }
 }
 
 fn check(settings: &TokenizeSettings) -> Result<(), DataError> {
-    if let ValSplit::Fraction(fraction) = settings.val
+    if let ValSplit::Fraction(fraction) | ValSplit::Named(fraction) = settings.val
         && !(0.0..1.0).contains(&fraction)
     {
         return Err(DataError::ValFraction { fraction });
@@ -236,6 +256,7 @@ impl<'a> Source<'a> {
                         FoundText::Text(Cow::Owned(document.name), Cow::Owned(document.text))
                     }
                     Found::Skipped(file) => FoundText::Skipped(file),
+                    Found::Nulls(rows) => FoundText::Nulls(rows),
                 })
             })),
             Source::Memory(documents) => Box::new(documents.iter().map(|document| {
@@ -265,6 +286,7 @@ impl<'a> Source<'a> {
 enum FoundText<'a> {
     Text(Cow<'a, str>, Cow<'a, str>),
     Skipped(Skipped),
+    Nulls(u64),
 }
 
 /// What the first reading found.
@@ -274,6 +296,7 @@ struct Counted {
     sizes: Vec<u64>,
     files: u64,
     empty: u64,
+    nulls: u64,
     skipped: Vec<Skipped>,
 }
 
@@ -289,6 +312,7 @@ fn count(source: Source<'_>, progress: &mut Progress<'_>) -> Result<Counted, Dat
     for found in source.found() {
         match found? {
             FoundText::Skipped(file) => counted.skipped.push(file),
+            FoundText::Nulls(rows) => counted.nulls = counted.nulls.saturating_add(rows),
             FoundText::Text(_, text) if text.is_empty() => counted.empty += 1,
             FoundText::Text(_, text) => {
                 counted.sizes.push(text.len() as u64);
@@ -379,17 +403,21 @@ fn run(
     };
 
     let counted = count(source, progress)?;
-    let (sides, mut outcome, cut) = match settings.val {
-        ValSplit::Files(_) => {
+    let fraction = match settings.val {
+        ValSplit::Fraction(fraction) | ValSplit::Named(fraction) if validation.is_none() => Some(fraction),
+        _ => None,
+    };
+    let (sides, mut outcome, cut) = match fraction {
+        None => {
             let sides = vec![Split::Train; counted.sizes.len()];
             (sides, SplitOutcome::Files, None)
         }
-        ValSplit::Fraction(fraction) if fraction <= 0.0 || counted.sizes.len() == 1 => {
+        Some(fraction) if fraction <= 0.0 || counted.sizes.len() == 1 => {
             let sides = vec![Split::Train; counted.sizes.len()];
             let cut = (fraction > 0.0).then_some(fraction);
             (sides, SplitOutcome::None, cut)
         }
-        ValSplit::Fraction(fraction) => {
+        Some(fraction) => {
             let (sides, moved) = split_documents(&counted.sizes, settings.seed, fraction);
             (sides, SplitOutcome::ByDocument { moved }, None)
         }
@@ -493,6 +521,8 @@ fn run(
     Ok(TokenizeReport {
         summary: inspect(&settings.out, SAMPLE_TOKENS)?,
         split: outcome,
+        null_rows: planned.iter().map(|plan| plan.counted.nulls).fold(0, u64::saturating_add),
+        other_splits: Vec::new(),
         empty_documents: planned.iter().map(|plan| plan.counted.empty).sum(),
         skipped: planned.into_iter().flat_map(|plan| plan.counted.skipped).collect(),
         held_out: Vec::new(),

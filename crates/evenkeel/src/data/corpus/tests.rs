@@ -152,3 +152,154 @@ fn links_that_lead_nowhere_or_in_a_circle_are_skipped() {
     assert_eq!(skipped.len(), 2);
     assert!(skipped.iter().all(|s| s.reason == SkipReason::BrokenLink));
 }
+
+/// Files that scripts/golden/datasets.py wrote, copied into a folder: what is read of them, and what is expected.
+fn golden(names: impl Fn(&str) -> bool) -> (tempfile::TempDir, Vec<(String, String, Vec<Option<String>>)>) {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/datasets");
+    let expected = fs::read(source.join("expected.json")).unwrap();
+    let expected: serde_json::Value = serde_json::from_slice(&expected).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let mut cases = Vec::new();
+    for (name, file) in expected["files"].as_object().unwrap().iter().filter(|(name, _)| names(name)) {
+        fs::copy(source.join(name), dir.path().join(name)).unwrap();
+        let texts = &expected["texts"][file["texts"].as_u64().unwrap() as usize];
+        let texts = serde_json::from_value(texts.clone()).unwrap();
+        cases.push((name.clone(), file["key"].as_str().unwrap().to_owned(), texts));
+    }
+    (dir, cases)
+}
+
+#[test]
+fn packed_files_are_read_as_what_is_in_them() {
+    let (dir, cases) = golden(|name| name.ends_with(".gz") || name.ends_with(".zst"));
+    assert_eq!(cases.len(), 7);
+    for (name, _, texts) in cases {
+        let path = dir.path().join(&name);
+        let corpus = Corpus::find(&CorpusSettings::new([&path])).unwrap();
+        let documents: Vec<Document> = corpus
+            .documents()
+            .map(|found| match found.unwrap() {
+                Found::Document(document) => document,
+                other => panic!("{name}: {other:?}"),
+            })
+            .collect();
+        let read: Vec<Option<String>> = documents.iter().map(|d| Some(d.text.clone())).collect();
+        assert_eq!(read, texts, "{name}");
+        let whole = name.starts_with("plain");
+        let first = if whole { path.display().to_string() } else { format!("{}:1", path.display()) };
+        assert_eq!(documents[0].name, first);
+        // The cap is of text, not of the file.
+        if whole {
+            let (documents, _) = read_capped(&corpus, 8).unwrap();
+            let text = texts[0].as_deref().unwrap();
+            let line = text[..text.floor_char_boundary(8)].rfind('\n').unwrap() + 1;
+            assert_eq!(documents[0].text, text[..line]);
+        }
+    }
+}
+
+#[test]
+fn a_packed_file_that_was_cut_or_changed_is_named() {
+    let (dir, cases) = golden(|name| name.starts_with("lines.jsonl."));
+    for (name, ..) in cases {
+        let path = dir.path().join(&name);
+        let read = || Corpus::find(&CorpusSettings::new([&path])).unwrap().read_all();
+        let whole = fs::read(&path).unwrap();
+        fs::write(&path, &whole[..whole.len() / 2]).unwrap();
+        let cut = read().unwrap_err();
+        assert!(matches!(&cut, DataError::Packed { window: false, .. }), "{cut}");
+        let mut changed = whole.clone();
+        // In the checksum, which both have at the end.
+        let at = changed.len() - 6 + 4 * usize::from(name.ends_with(".zst"));
+        changed[at] ^= 1;
+        fs::write(&path, &changed).unwrap();
+        let changed = read().unwrap_err();
+        assert!(matches!(&changed, DataError::Packed { .. }), "{changed}");
+    }
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/datasets");
+    let window = Corpus::find(&CorpusSettings::new([source.join("refused_window.jsonl.zst")])).unwrap();
+    let error = window.read_all().unwrap_err();
+    assert!(
+        error.to_string().ends_with("it asks for a window of 2048 MiB, and 128 MiB are the most"),
+        "{error}"
+    );
+    assert!(crate::error::Hint::hint(&error).contains("zstd -d --long=31"));
+}
+
+#[cfg(feature = "parquet")]
+#[test]
+fn rows_of_tables_are_documents_and_nulls_are_counted() {
+    let (dir, cases) = golden(|name| name.starts_with("nulls_plain") || name == "binary.parquet");
+    for (name, key, texts) in cases {
+        let path = dir.path().join(&name);
+        let settings = CorpusSettings { text_key: key, ..CorpusSettings::new([&path]) };
+        let corpus = Corpus::find(&settings).unwrap();
+        let (mut read, mut nulls) = (Vec::new(), 0);
+        for found in corpus.documents() {
+            match found.unwrap() {
+                Found::Document(document) => read.push(document),
+                Found::Nulls(rows) => nulls += rows,
+                Found::Skipped(file) => panic!("{file:?}"),
+            }
+        }
+        let expected: Vec<Document> = texts
+            .iter()
+            .enumerate()
+            .filter_map(|(row, text)| {
+                Some(Document { name: format!("{}:{row}", path.display()), text: text.clone()? })
+            })
+            .collect();
+        assert_eq!(read, expected);
+        assert_eq!(nulls as usize, texts.len() - expected.len());
+        let wrong = Corpus::find(&CorpusSettings { text_key: "body".into(), ..settings }).unwrap();
+        assert!(matches!(wrong.read_all(), Err(DataError::Parquet { .. })));
+    }
+}
+
+#[test]
+fn the_folder_of_a_dataset_holds_splits() {
+    let line = |text: &str| format!("{{\"text\": \"{text}\"}}\n").into_bytes();
+    let dir = folder(&[
+        ("README.md", b"# not text of it"),
+        ("dataset_infos.json", b"{}"),
+        ("data/train-00000-of-00002.jsonl", &line("a")),
+        ("data/train-00001-of-00002.jsonl", &line("b")),
+        ("data/validation-00000-of-00001.jsonl", &line("c")),
+        ("data/test-00000-of-00001.jsonl", &line("d")),
+    ]);
+    let path = dir.path();
+    let mut corpus = find(path, &[]).unwrap();
+    assert_eq!(names(&corpus, path), ["data/train-00000-of-00002.jsonl", "data/train-00001-of-00002.jsonl"]);
+    assert_eq!(corpus.test_files(), [path.join("data/test-00000-of-00001.jsonl")]);
+    let validation = corpus.take_validation().unwrap();
+    assert_eq!(names(&validation, path), ["data/validation-00000-of-00001.jsonl"]);
+    assert_eq!(validation.read_all().unwrap().0[0].text, "c");
+    assert!(corpus.take_validation().is_none());
+    // What a glob leaves is all there is.
+    assert_eq!(names(&find(path, &["test-*"]).unwrap(), path), ["data/test-00000-of-00001.jsonl"]);
+    // Named outright, a validation file is for training.
+    let both = Corpus::find(&CorpusSettings::new([
+        path.to_path_buf(),
+        path.join("data/validation-00000-of-00001.jsonl"),
+    ]));
+    let mut both = both.unwrap();
+    assert_eq!(both.files().len(), 3);
+    assert!(both.take_validation().is_none());
+    // A text that is none of a dataset's: the folder is like any other.
+    fs::write(path.join("notes.txt"), "notes").unwrap();
+    assert_eq!(find(path, &[]).unwrap().files().len(), 7);
+}
+
+#[test]
+fn datasets_in_arrow_files_are_refused_by_name() {
+    let dir =
+        folder(&[("state.json", b"{}"), ("dataset_info.json", b"{}"), ("data-00000-of-00001.arrow", b"\0")]);
+    let arrow = dir.path().join("data-00000-of-00001.arrow");
+    assert!(matches!(find(dir.path(), &[]), Err(DataError::Arrow { path }) if path == arrow));
+    let outright = Corpus::find(&CorpusSettings::new([&arrow])).unwrap();
+    assert!(matches!(outright.read_all(), Err(DataError::Arrow { .. })));
+    // Among other files it is one that is not text.
+    fs::write(dir.path().join("a.txt"), "text").unwrap();
+    let (documents, skipped) = find(dir.path(), &["*.txt", "*.arrow"]).unwrap().read_all().unwrap();
+    assert_eq!((documents.len(), skipped.len()), (1, 1));
+}
