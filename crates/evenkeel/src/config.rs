@@ -1,6 +1,6 @@
 //! A run's configuration: TOML tables over documented defaults, and nothing unknown.
 //!
-//! Precedence: default < preset < file < environment `EVENKEEL_SET_<SECTION>__<KEY>` < `--set` < flag. All of it
+//! Precedence: default < preset < size < file < environment `EVENKEEL_SET_<SECTION>__<KEY>` < `--set` < flag. All of it
 //! is merged as TOML tables; the defaults (written out in full by `evenkeel config show`) are also the list of
 //! known keys and of their types, so that a misspelt key is an error that names the nearest one.
 
@@ -75,10 +75,10 @@ pub enum ConfigError {
         /// A sentence that names the keys.
         problem: String,
     },
-    /// No preset or optimiser of that name.
+    /// No preset, size or optimiser of that name.
     #[error("there is no {kind} named \"{name}\"; known are {known}")]
     UnknownName {
-        /// "preset" or "optimizer".
+        /// "preset", "size" or "optimizer".
         kind: &'static str,
         /// As given.
         name: String,
@@ -101,6 +101,14 @@ pub enum ConfigError {
         /// From outside.
         set: String,
         /// The file's keys that say what the preset is.
+        keys: String,
+    },
+    /// A file that says how large the network is, with a size set from outside.
+    #[error("model.size cannot be set to \"{set}\": the file sets {keys}, which would stay")]
+    Size {
+        /// From outside.
+        set: String,
+        /// The file's keys that a size says.
         keys: String,
     },
     /// A file that spells one optimiser's settings out, with another set from outside.
@@ -155,8 +163,11 @@ impl Hint for ConfigError {
                 "text: [data] kind = \"tokens\" and path; images: kind = \"shapes\", or \"images\" and path, with a preset such as vit"
                     .into()
             }
-            ConfigError::UnknownName { kind: "preset", .. } => {
-                "`evenkeel config list` describes the presets".into()
+            ConfigError::UnknownName { kind: kind @ ("preset" | "size"), .. } => {
+                format!("`evenkeel config list` describes the {kind}s")
+            }
+            ConfigError::Size { .. } => {
+                "take these keys out of the file, or set them from outside as well".into()
             }
             ConfigError::UnknownName { .. } => "write for example [optim] name = \"soap\"".into(),
             ConfigError::Preset { set, .. } => format!(
@@ -299,6 +310,7 @@ impl RunConfig {
         let before = user.get("model").and_then(Value::as_table).cloned().unwrap_or_default();
         let optimizer = optim::apply(&mut user, overrides)?;
         check_preset(&before, &user)?;
+        check_size(&before, &user)?;
         let text_of = |section: &str, key: &str| match user.get(section).and_then(|s| s.get(key)) {
             None => Ok(None),
             Some(Value::String(text)) => Ok(Some(text.clone())),
@@ -310,10 +322,21 @@ impl RunConfig {
         };
         let preset = text_of("model", "preset")?.unwrap_or_else(|| "pre_ln".into());
         let init_from = text_of("model", "init_from")?.unwrap_or_default();
+        let size = text_of("model", "size")?.filter(|name| !name.is_empty());
         if let Some(Value::Table(model)) = user.get_mut("model") {
             model.remove("init_from");
+            model.remove("size");
         }
-        let defaults = Self::defaults(&preset, optimizer)?;
+        let mut defaults = Self::defaults(&preset, optimizer)?;
+        // The numbers that a size stands for are written out like all others, and it is not.
+        if let Some(name) = size {
+            let size = model::size(&name).ok_or_else(|| ConfigError::UnknownName {
+                kind: "size",
+                known: model::sizes().iter().map(|s| s.name).collect::<Vec<_>>().join(", "),
+                name,
+            })?;
+            size.apply(&mut defaults.model);
+        }
         let mut table = to_table(&defaults)?;
         table.insert("alarm".into(), Value::Array(Vec::new()));
         if let Some(Value::Table(optim)) = table.get_mut("optim") {
@@ -449,8 +472,9 @@ impl Override {
 }
 
 /// Keys of `[model]` that mean the same in every preset.
-const SIZES: [&str; 10] = [
+const SIZES: [&str; 11] = [
     "preset",
+    "size",
     "depth",
     "width",
     "heads",
@@ -474,6 +498,17 @@ fn check_preset(before: &Table, after: &Table) -> Result<(), ConfigError> {
     }
     let (shown, more) = (own[..own.len().min(3)].join(", "), if own.len() > 3 { ", ..." } else { "" });
     Err(ConfigError::Preset { given: given.clone(), set: set.clone(), keys: format!("{shown}{more}") })
+}
+
+/// Refuses a size from outside beside numbers of the file, which are stronger than it.
+fn check_size(before: &Table, after: &Table) -> Result<(), ConfigError> {
+    let Some(Value::String(set)) = after.get("model").and_then(|m| m.get("size")) else { return Ok(()) };
+    let says = |key: &&str| before.contains_key(*key);
+    let own: Vec<&str> = ["depth", "width", "heads", "context"].into_iter().filter(says).collect();
+    if before.get("size") == Some(&Value::String(set.clone())) || own.is_empty() {
+        return Ok(());
+    }
+    Err(ConfigError::Size { set: set.clone(), keys: own.join(", ") })
 }
 
 fn to_table(config: &RunConfig) -> Result<Table, ConfigError> {

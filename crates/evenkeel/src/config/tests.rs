@@ -111,3 +111,23 @@ fn environment_names_become_paths() {
     );
     assert_eq!(found, vec![Override::new("optim.lr_peak", "2e-3")]);
 }
+
+#[test]
+fn a_size_stands_for_numbers_that_the_file_may_change() {
+    let load = |text: &str, set: &[Override]| RunConfig::from_table(text.parse().unwrap(), set);
+    let sizes = |c: RunConfig| (c.model.preset, c.model.depth, c.model.width, c.model.heads, c.model.context);
+    let config = load("[model]\npreset = 'op'\nsize = '320m'\ndepth = 3", &[]).unwrap();
+    assert!(!config.to_toml().unwrap().contains("320m"));
+    assert_eq!(sizes(config), ("op".into(), 3, 1024, 16, 512));
+    let set = [Override::text("model.size", "7b")];
+    assert_eq!(sizes(load("[model]\npreset = 'osp'", &set).unwrap()), ("osp".into(), 32, 4096, 32, 2048));
+    let error = load("[model]\nwidth = 8\ndepth = 1", &set).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "model.size cannot be set to \"7b\": the file sets depth, width, which would stay"
+    );
+    let error = load("[model]\nsize = '7B'", &[]).unwrap_err();
+    assert!(error.to_string().contains("known are codeparrot, 100m, 320m, 1.2b, 7b"), "{error}");
+    assert!(error.hint().contains("describes the sizes"));
+    assert!(matches!(load("[model]\nsize = 7", &[]), Err(ConfigError::Type { .. })));
+}

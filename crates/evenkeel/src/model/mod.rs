@@ -1,4 +1,4 @@
-//! The transformer: configuration, presets, parameters, forward pass.
+//! The transformer: configuration, presets, sizes, parameters, forward pass.
 
 mod attention;
 mod block;
@@ -12,6 +12,7 @@ mod matrix;
 mod mlp;
 pub mod params;
 pub mod presets;
+pub mod sizes;
 mod transformer;
 mod validate;
 
@@ -27,6 +28,7 @@ pub use input::{Examples, Input};
 pub use matrix::{Bf16Matrix, InputGrid, IntBias, IntMatrix, StoredMatrix};
 pub use params::Parameter;
 pub use presets::{preset, presets};
+pub use sizes::{Size, size, sizes};
 pub use transformer::{Parts, Reader, Streamed, Transformer};
 
 use crate::error::Hint;
