@@ -135,6 +135,8 @@ pub(crate) struct Data {
 pub(crate) enum DataCommand {
     /// Text to token shards
     Tokenize(Tokenize),
+    /// Download the files of a dataset from the Hugging Face Hub (needs a build with the cargo feature `hub`)
+    Fetch(Fetch),
     /// What a data folder holds
     Inspect {
         /// The folder
@@ -144,7 +146,8 @@ pub(crate) enum DataCommand {
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Tokenize {
-    /// Files and folders: plain text, or .jsonl with one document per line
+    /// Files and folders: text, .jsonl with a document per line (both also as .gz and .zst), .parquet with one per row;
+    /// folders of Hugging Face datasets
     #[arg(required = true)]
     pub(crate) inputs: Vec<PathBuf>,
     /// Folder to write
@@ -162,15 +165,33 @@ pub(crate) struct Tokenize {
     /// Only files in folders that match; repeatable
     #[arg(long, value_name = "G")]
     pub(crate) glob: Vec<String>,
-    /// Field of .jsonl lines that holds the text
+    /// Field of .jsonl lines, or column of .parquet files, that holds the text
     #[arg(long, default_value = "text", value_name = "KEY")]
     pub(crate) text_key: String,
     /// Validation file; repeatable
     #[arg(long, value_name = "FILE", group = "split")]
     pub(crate) val: Vec<PathBuf>,
-    /// Share of documents kept for validation [default: 0.05]
+    /// Share of documents kept for validation [default: the validation split of a dataset folder that has one, else 0.05]
     #[arg(long, value_name = "F", group = "split")]
     pub(crate) val_fraction: Option<f64>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Fetch {
+    /// Dataset on the Hub, OWNER/NAME or OWNER/NAME@REVISION
+    pub(crate) repo: String,
+    /// Folder to lay the files into, as links to the cache [default: print the folder in the cache]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
+    /// Only the files of this split: train, validation or test
+    #[arg(long, value_name = "NAME")]
+    pub(crate) split: Option<String>,
+    /// Only files that match; without a `/` the name at any depth
+    #[arg(long, value_name = "GLOB")]
+    pub(crate) files: Option<String>,
+    /// Stop before the file that would pass this many bytes
+    #[arg(long, value_name = "N")]
+    pub(crate) max_bytes: Option<u64>,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -549,7 +570,7 @@ pub(crate) struct Config {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ConfigCommand {
-    /// The presets of models and the schemes of quantisation, a line each
+    /// The presets and sizes of models and the schemes of quantisation, a line each
     List,
     /// Every key of a preset with its default, or of a quantisation scheme, as TOML
     Show {

@@ -5,7 +5,7 @@ use crate::failure::{Exit, Failure};
 use crate::output;
 use crate::settings::Settings;
 use evenkeel::config::{Override, RunConfig};
-use evenkeel::model::presets;
+use evenkeel::model::{presets, sizes};
 use evenkeel::quant::{PRESETS, Scheme};
 use serde_json::json;
 
@@ -15,11 +15,17 @@ pub(crate) fn run(args: Config, settings: &Settings) -> Result<Exit, Failure> {
             let presets: Vec<_> = presets().map(|(n, d)| json!({"name": n, "description": d})).collect();
             let schemes: Vec<_> =
                 PRESETS.iter().map(|(n, d, _)| json!({"name": n, "description": d})).collect();
-            output::json(&json!({"schema": 1, "presets": presets, "schemes": schemes}));
+            let sizes: Vec<_> =
+                sizes().iter().map(|s| json!({"name": s.name, "description": s.description})).collect();
+            output::json(&json!({"schema": 1, "presets": presets, "sizes": sizes, "schemes": schemes}));
         }
         ConfigCommand::List => {
             for (name, description) in presets() {
                 output::line(&format!("{name:15} {description}"));
+            }
+            output::line("\nSizes, for any preset (model.size):");
+            for size in sizes() {
+                output::line(&format!("{:15} {}", size.name, size.description));
             }
             output::line("\nQuantisation schemes:");
             for (name, description, _) in PRESETS {

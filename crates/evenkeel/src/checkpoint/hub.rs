@@ -12,7 +12,11 @@
 //! only used if it is a commit, and a revision only if it is a plain name, so that neither leads out of the cache.
 
 #[cfg(feature = "hub")]
+pub mod datasets;
+#[cfg(feature = "hub")]
 mod fetch;
+#[cfg(all(test, feature = "hub"))]
+mod server;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -107,6 +111,35 @@ pub enum HubError {
         /// What the server or the system said.
         reason: String,
     },
+    /// The same of a dataset.
+    #[cfg(feature = "hub")]
+    #[error("cannot download {file} of the dataset {name}: {reason}")]
+    DatasetDownload {
+        /// What was asked for.
+        name: HubName,
+        /// The file, or "the list of files".
+        file: String,
+        /// What the server or the system said.
+        reason: String,
+    },
+    /// A dataset without a file to read.
+    #[cfg(feature = "hub")]
+    #[error(
+        "the dataset {name} has no file to download{wanted}: expected .parquet, .jsonl, .json.gz or the like"
+    )]
+    NoDataFiles {
+        /// What was asked for.
+        name: HubName,
+        /// What was asked of the files, behind a space, or nothing.
+        wanted: String,
+    },
+    /// A glob or the name of a split that means nothing.
+    #[cfg(feature = "hub")]
+    #[error("{problem}")]
+    Selection {
+        /// A sentence that names it.
+        problem: String,
+    },
     /// A model whose weights are in no file that is known here.
     #[cfg(feature = "hub")]
     #[error("{name} has no weights on the Hub: expected {}", WEIGHTS.join(" or "))]
@@ -137,6 +170,21 @@ impl Hint for HubError {
                 "check the spelling at https://huggingface.co/{}, the network, and for a closed model the token in HF_TOKEN",
                 name.repository()
             ),
+            #[cfg(feature = "hub")]
+            HubError::DatasetDownload { name, .. } => format!(
+                "check the spelling at https://huggingface.co/datasets/{}, the network, and for a closed dataset the token in HF_TOKEN; what was loaded is kept",
+                name.repository()
+            ),
+            #[cfg(feature = "hub")]
+            HubError::NoDataFiles { name, .. } => format!(
+                "see which files it has at https://huggingface.co/datasets/{}/tree/{}, and name them with --files GLOB",
+                name.repository(),
+                name.revision()
+            ),
+            #[cfg(feature = "hub")]
+            HubError::Selection { .. } => {
+                "for example --split train, and --files 'data/train-*.parquet' in quotes".into()
+            }
             #[cfg(feature = "hub")]
             HubError::NoWeights { .. } => {
                 "look for a version of the model in the format of transformers".into()

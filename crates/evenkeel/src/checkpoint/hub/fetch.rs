@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
+use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
 
 use super::{HubError, HubName, WEIGHTS, cached, folder, is_commit, offline, shards};
@@ -34,7 +34,7 @@ pub fn fetch(name: &HubName, cache: &Path, told: &mut dyn FnMut(&str)) -> Result
     if offline() {
         return cached(name, cache);
     }
-    fetch_from(&variable("HF_ENDPOINT").unwrap_or_else(|| HUB.into()), name, cache, told)
+    fetch_from(&endpoint(), name, cache, told)
 }
 
 fn fetch_from(
@@ -46,7 +46,8 @@ fn fetch_from(
     let failed =
         |file: &str, reason: String| HubError::Download { name: name.clone(), file: file.into(), reason };
     let cache = std::path::absolute(cache).map_err(|e| failed("the list of files", e.to_string()))?;
-    let repo = open(endpoint, name, &cache).map_err(|e| failed("the list of files", e.to_string()))?;
+    let (_, repo) = open(endpoint, RepoType::Model, name.repository(), name.revision(), &cache)
+        .map_err(|e| failed("the list of files", e.to_string()))?;
     let info = repo.info().map_err(|e| failed("the list of files", e.to_string()))?;
     if !is_commit(&info.sha) {
         return Err(failed("the list of files", format!("the server gives the commit {:?}", info.sha)));
@@ -75,7 +76,14 @@ fn fetch_from(
     cached(name, &cache)
 }
 
-fn open(endpoint: &str, name: &HubName, cache: &Path) -> Result<ApiRepo, ApiError> {
+/// The repository of a model or a dataset at a revision, behind the server at `endpoint`.
+pub(super) fn open(
+    endpoint: &str,
+    kind: RepoType,
+    repository: &str,
+    revision: &str,
+    cache: &Path,
+) -> Result<(Api, ApiRepo), ApiError> {
     let mut builder = ApiBuilder::from_cache(Cache::new(cache.to_path_buf()))
         .with_progress(false)
         .with_retries(3)
@@ -83,8 +91,14 @@ fn open(endpoint: &str, name: &HubName, cache: &Path) -> Result<ApiRepo, ApiErro
     if let Some(token) = variable("HF_TOKEN") {
         builder = builder.with_token(Some(token));
     }
-    let repo = Repo::with_revision(name.repository().into(), RepoType::Model, name.revision().into());
-    Ok(builder.build()?.repo(repo))
+    let api = builder.build()?;
+    let repo = api.repo(Repo::with_revision(repository.into(), kind, revision.into()));
+    Ok((api, repo))
+}
+
+/// The address of the server.
+pub(super) fn endpoint() -> String {
+    variable("HF_ENDPOINT").unwrap_or_else(|| HUB.into())
 }
 
 fn variable(key: &str) -> Option<String> {
@@ -95,57 +109,7 @@ fn variable(key: &str) -> Option<String> {
 mod tests {
     use super::*;
     use crate::checkpoint::hub::parse;
-    use std::io::{BufRead, BufReader, Write};
-    use std::net::{TcpListener, TcpStream};
-
-    const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
-
-    /// Serves these files as the Hub does, until the test ends; gives the address.
-    fn server(files: &'static [(&'static str, &'static str)]) -> String {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = format!("http://{}", listener.local_addr().unwrap());
-        std::thread::spawn(move || listener.incoming().flatten().for_each(|stream| answer(stream, files)));
-        address
-    }
-
-    fn answer(mut stream: TcpStream, files: &[(&str, &str)]) {
-        let lines: Vec<String> = BufReader::new(stream.try_clone().unwrap())
-            .lines()
-            .map_while(Result::ok)
-            .take_while(|line| !line.is_empty())
-            .collect();
-        let path = lines.first().and_then(|line| line.split(' ').nth(1)).unwrap_or_default().to_string();
-        let range = lines.iter().find_map(|line| {
-            let (key, value) = line.split_once(": bytes=")?;
-            key.eq_ignore_ascii_case("range").then(|| value.split_once('-').unwrap())
-        });
-        let list: Vec<_> = files.iter().map(|(file, _)| serde_json::json!({"rfilename": file})).collect();
-        let list = serde_json::json!({"sha": COMMIT, "siblings": list}).to_string();
-        let body = match path.strip_prefix("/owner/tiny/resolve/main/") {
-            None if path == "/api/models/owner/tiny/revision/main" => Some(list.as_str()),
-            None => None,
-            Some(file) => files.iter().find(|(name, _)| *name == file).map(|(_, text)| *text),
-        };
-        let Some(body) = body else {
-            write!(stream, "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
-                .unwrap();
-            return;
-        };
-        let (from, to) = range.map_or((0, body.len()), |(from, to)| {
-            (from.parse().unwrap(), to.parse::<usize>().map_or(body.len(), |to| to + 1))
-        });
-        write!(
-            stream,
-            "HTTP/1.1 206 Partial Content\r\nContent-Length: {}\r\nContent-Range: bytes {from}-{}/{}\r\n\
-             ETag: \"{:x}\"\r\nX-Repo-Commit: {COMMIT}\r\nConnection: close\r\n\r\n{}",
-            to - from,
-            to - 1,
-            body.len(),
-            crate::random::fnv1a(crate::random::FNV_OFFSET, body.as_bytes()),
-            &body[from..to],
-        )
-        .unwrap();
-    }
+    use crate::checkpoint::hub::server::{COMMIT, server};
 
     #[test]
     fn a_model_is_loaded_once_with_all_of_its_shards() {
