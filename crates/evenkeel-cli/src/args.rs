@@ -177,6 +177,7 @@ pub(crate) struct Tokenize {
 }
 
 #[derive(Debug, ClapArgs)]
+#[cfg_attr(not(feature = "hub"), allow(dead_code, reason = "a build without network takes them and refuses"))]
 pub(crate) struct Fetch {
     /// Dataset on the Hub, OWNER/NAME or OWNER/NAME@REVISION
     pub(crate) repo: String,

@@ -194,9 +194,13 @@ pub fn lay_out(name: &HubName, fetched: &Fetched, out: &Path) -> Result<(), HubE
                 std::fs::remove_file(&to)?;
             }
             #[cfg(unix)]
-            return std::os::unix::fs::symlink(from, to);
+            {
+                std::os::unix::fs::symlink(from, to)
+            }
             #[cfg(not(unix))]
-            std::fs::copy(from, to).map(drop)
+            {
+                std::fs::copy(from, to).map(drop)
+            }
         };
         let failed = |e: std::io::Error| HubError::DatasetDownload {
             name: name.clone(),
