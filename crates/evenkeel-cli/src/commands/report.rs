@@ -14,7 +14,7 @@ pub(crate) fn run(args: Report, settings: &Settings) -> Result<Exit, Failure> {
     let comparison = Comparison::new(runs);
     let page = args.out.join("index.html");
     if !settings.dry_run {
-        // Only a report has both: a run's own page has no summary beside it.
+        // A report has both, a run's own one too.
         let earlier = page.is_file() && args.out.join("summary.json").is_file();
         let known = earlier || !args.out.exists();
         let empty = || std::fs::read_dir(&args.out).is_ok_and(|mut entries| entries.next().is_none());

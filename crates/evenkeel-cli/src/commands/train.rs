@@ -8,9 +8,8 @@ use crate::settings::Settings;
 use crate::signals;
 use evenkeel::checkpoint::CheckpointError;
 use evenkeel::config::RunConfig;
+use evenkeel::report::compare::Comparison;
 use evenkeel::report::run::read_run;
-use evenkeel::report::run_page::run_page;
-use evenkeel::report::write_file;
 use evenkeel::train::{Control, Event, MemoryPlan, Outcome, Prepared, RunDir, RunInfo, Trainer, plan_memory};
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -39,7 +38,7 @@ pub(crate) fn run(args: Train, settings: &Settings) -> Result<Exit, Failure> {
     let run = execute(prepared, dir, args.resume, &stem, settings, &control)?;
     let page = run.root.join("report");
     std::fs::create_dir_all(&page).map_err(|source| CheckpointError::Io { path: page.clone(), source })?;
-    write_file(&page.join("index.html"), &run_page(&read_run(&run.root)?))?;
+    Comparison::new(vec![read_run(&run.root)?]).write(&page)?;
     report(&run, settings);
     Ok(run.exit())
 }

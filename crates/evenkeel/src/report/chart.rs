@@ -31,6 +31,8 @@ use super::ticks::ticked;
 pub(super) const SIZE: f64 = 12.0;
 /// Height of a line of text.
 pub(super) const LINE: f64 = 16.0;
+/// Height of an entry of a legend beside the plot.
+pub(super) const LEGEND_LINE: f64 = LINE;
 /// Distance to the edge of the figure.
 pub(super) const EDGE: f64 = 6.0;
 /// An (x, y) pair.
@@ -46,6 +48,8 @@ pub enum Draw {
     MarkedLine,
     /// A marker at every point and no line.
     Markers,
+    /// A thin, paler line: one of several of which another series is the mean.
+    Thin,
 }
 
 /// A named sequence of points, drawn in the order given.

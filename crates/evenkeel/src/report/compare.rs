@@ -1,5 +1,6 @@
-//! A page about several training runs side by side, from their logs alone: loss, and a figure for each metric of the
-//! residual stream, one panel per run with shared axes.
+//! A page about one or several training runs, from their logs alone: how they ended and what differs between them, loss, the
+//! residual stream (outliers, a heat map, signal propagation), what the optimiser did, moment control, alarms, and what
+//! quantisation cost.
 //!
 //! ```no_run
 //! # use evenkeel::report::{compare::Comparison, run::read_run};
@@ -10,19 +11,23 @@
 //! # }
 //! ```
 
-use super::chart::{Draw, LineChart, Series};
-use super::figures::{at_width, running_mean, sampled, site_name};
-use super::html::{Block, Figure, NARROW, Page, Section};
-use super::multiples::SmallMultiples;
-use super::palette::Style;
-use super::run::{Curve, RunCurves};
-use super::run_page::{Moments, moments};
-use super::scale::Scale;
-use super::svg::Target;
+use super::curve_figures::Overlay;
+use super::html::{Block, Page, Section};
+use super::moment_figures::moment_parts;
+use super::plate::{Item, Part};
+use super::quantised::quantised_table;
+use super::run::RunCurves;
+use super::run_page::{alarms, last_stats, lead};
+use super::settings::{differences, settings};
+use super::site_figures::{self, OUTLIERS, SIGNAL};
 use super::table::{Align, Table, cell};
+use super::update_figures::update_items;
 use super::{ReportError, findings, write_file};
 use serde::Serialize;
 use std::path::Path;
+
+/// Keys of the configuration that the table of differences has room for.
+const KEYS: usize = 8;
 
 /// Runs to be compared.
 #[derive(Clone, Debug, Default)]
@@ -36,47 +41,42 @@ pub struct Comparison {
 pub struct RunSummary {
     /// Name of the run directory.
     pub name: String,
+    /// What run.json says: "finished", "running", "interrupted", "diverged", "alarmed" or "failed".
+    pub status: Option<String>,
     /// Last logged step.
     pub step: u64,
     /// Training loss, averaged over the last fortieth of the run.
     pub train_loss: Option<f64>,
     /// Last validation loss.
     pub val_loss: Option<f64>,
+    /// The lowest validation loss.
+    pub val_loss_best: Option<f64>,
+    /// Last validation accuracy.
+    pub val_accuracy: Option<f64>,
     /// Mean kurtosis of the residual stream at the last measured step.
     pub kurtosis_mean: Option<f64>,
     /// The largest of it at any measured step.
     pub kurtosis_mean_peak: Option<f64>,
 }
 
-/// How a metric is drawn: its axis, and what is subtracted so that its floor is 0.
-struct Drawn {
-    metric: &'static str,
-    label: &'static str,
-    scale: Scale,
-    floor: f64,
+impl RunSummary {
+    /// Of one run.
+    pub fn of(run: &RunCurves) -> Self {
+        let kurtosis = run.mean_kurtosis();
+        let values = || run.val_loss().into_iter().map(|p| p.1).filter(|loss| loss.is_finite());
+        Self {
+            name: run.name.clone(),
+            status: run.info.as_ref().map(|info| info.status.clone()),
+            step: run.metrics.last().map_or(0, |m| m.step),
+            train_loss: findings::finite(end_of(&run.train_loss())),
+            val_loss: findings::finite(run.val_loss().last().map(|p| p.1)),
+            val_loss_best: values().min_by(f64::total_cmp),
+            val_accuracy: findings::finite(run.val_accuracy().last().map(|p| p.1)),
+            kurtosis_mean: findings::finite(kurtosis.last().map(|p| p.1)),
+            kurtosis_mean_peak: kurtosis.iter().map(|p| p.1).filter(|k| k.is_finite()).max_by(f64::total_cmp),
+        }
+    }
 }
-
-const fn drawn(metric: &'static str, label: &'static str, scale: Scale, floor: f64) -> Drawn {
-    Drawn { metric, label, scale, floor }
-}
-
-/// The metrics in the order of the page. A kurtosis is shown above its floor of 1, on a logarithmic axis.
-const FIGURES: &[Drawn] = &[
-    drawn("kurtosis", "kurtosis − 1", Scale::Log, 1.0),
-    drawn("kurtosis_centred", "centred kurtosis − 1", Scale::Log, 1.0),
-    drawn("kurtosis_mean_removed", "mean-removed kurtosis − 1", Scale::Log, 1.0),
-    drawn("kurtosis_elementwise", "element-wise kurtosis", Scale::Linear, 0.0),
-    drawn("kurtosis_excess_token", "excess kurtosis per token", Scale::Linear, 0.0),
-    drawn("mmr", "max-median ratio", Scale::Log, 0.0),
-    drawn("rms", "RMS", Scale::Log, 0.0),
-    drawn("max_abs", "largest |x|", Scale::Log, 0.0),
-    drawn("inf_norm", "largest |x| of a sequence, mean", Scale::Log, 0.0),
-    drawn("input_corr_mean", "mean correlation of tokens", Scale::Linear, 0.0),
-    drawn("input_cos_mean", "mean cosine of tokens", Scale::Linear, 0.0),
-    drawn("input_corr_rms", "RMS correlation of tokens", Scale::Linear, 0.0),
-    drawn("feature_corr_rms", "RMS correlation of channels", Scale::Linear, 0.0),
-    drawn("effective_rank", "effective rank", Scale::Linear, 0.0),
-];
 
 impl Comparison {
     /// These runs; where several have one name, each is called by its folder and the one above it, or else numbered.
@@ -98,86 +98,54 @@ impl Comparison {
 
     /// How each run ended.
     pub fn summary(&self) -> Vec<RunSummary> {
-        let end = |run: &RunCurves| {
-            let kurtosis = run.mean_kurtosis();
-            let peak = kurtosis.iter().map(|p| p.1).filter(|k| k.is_finite()).max_by(f64::total_cmp);
-            RunSummary {
-                name: run.name.clone(),
-                step: run.metrics.last().map_or(0, |m| m.step),
-                train_loss: findings::finite(end_of(&run.train_loss())),
-                val_loss: findings::finite(run.val_loss().last().map(|p| p.1)),
-                kurtosis_mean: findings::finite(kurtosis.last().map(|p| p.1)),
-                kurtosis_mean_peak: peak,
-            }
-        };
-        self.runs.iter().map(end).collect()
+        self.runs.iter().map(RunSummary::of).collect()
     }
 
     /// The summary as a table.
     pub fn table(&self) -> Table {
-        let mut table = Table::new(&[
+        let ends = self.summary();
+        let classes = ends.iter().any(|end| end.val_accuracy.is_some());
+        let mut header = vec![
             ("run", Align::Left),
             ("step", Align::Right),
             ("training loss", Align::Right),
             ("val. loss", Align::Right),
             ("mean kurtosis", Align::Right),
             ("at its peak", Align::Right),
-        ]);
+            ("status", Align::Left),
+        ];
+        if classes {
+            header.insert(4, ("val. accuracy", Align::Right));
+        }
+        let mut table = Table::new(&header);
         let loss = |v: f64| format!("{v:.3}");
-        for run in self.summary() {
-            table.push([
+        for run in ends {
+            let mut row = vec![
                 run.name,
                 findings::count(run.step),
                 cell(run.train_loss, loss),
                 cell(run.val_loss, loss),
                 cell(run.kurtosis_mean, findings::kurtosis),
                 cell(run.kurtosis_mean_peak, findings::kurtosis),
-            ]);
+                run.status.unwrap_or_else(|| "–".into()),
+            ];
+            if classes {
+                row.insert(4, cell(run.val_accuracy, |v| format!("{v:.4}")));
+            }
+            table.push(row);
         }
         table
     }
 
     /// The page.
     pub fn page(&self) -> String {
-        let about =
-            "Kurtosis is over the residual stream: `embed` and what leaves each block; 1 is its floor.";
-        let mut sections = vec![
-            Section {
-                title: "How they ended".into(),
-                blocks: vec![Block::Table(self.table(), about.into())],
-            },
-            Section { title: "Loss".into(), blocks: vec![self.loss()] },
-        ];
-        let figures: Vec<Block> = FIGURES.iter().filter_map(|d| self.block(d)).collect();
-        sections.push(Section { title: "The residual stream".into(), blocks: figures });
-        for run in &self.runs {
-            if let Some(blocks) = moments(run) {
-                sections.push(Section { title: format!("Moment control of {}", run.name), blocks });
-            }
-        }
-        let title = match &self.runs[..] {
-            [one] => format!("Run {}", one.name),
-            several => format!("{} runs", several.len()),
-        };
-        Page { title, lead: Vec::new(), sections }.render()
+        self.render(self.parts())
     }
 
-    /// Figures as SVG files: `loss.svg`, one named after each metric that was taken, and `moments-RUN.svg` of each run with
-    /// moment control.
+    /// Figures as SVG files: `loss.svg`, one named after each metric that was taken, `moments-RUN.svg` of each run with
+    /// moment control, and what else the page has.
     pub fn figures(&self) -> Vec<(String, String)> {
-        let loss = LineChart { width: 880.0, ..self.loss_chart() };
-        let mut files = vec![("loss.svg".to_string(), loss.render(Target::File))];
-        for figure in FIGURES {
-            if let Some(chart) = self.multiples(figure) {
-                files.push((format!("{}.svg", figure.metric), chart.render(Target::File)));
-            }
-        }
-        for run in &self.runs {
-            if let Some(moments) = Moments::of(run) {
-                files.push((format!("moments-{}.svg", run.name), moments.chart().render(Target::File)));
-            }
-        }
-        files
+        self.parts().iter_mut().flat_map(|part| part.take_files().collect::<Vec<_>>()).collect()
     }
 
     /// Writes `index.html`, `summary.json`, `summary.md` and the figures into a folder that exists.
@@ -185,95 +153,95 @@ impl Comparison {
     /// # Errors
     /// [`ReportError::Write`] if the folder is not there or cannot be written to.
     pub fn write(&self, folder: &Path) -> Result<(), ReportError> {
-        for (name, figure) in self.figures() {
+        let mut parts = self.parts();
+        for (name, figure) in parts.iter_mut().flat_map(Part::take_files) {
             write_file(&folder.join(name), &figure)?;
         }
         let json = serde_json::json!({"schema": 1, "runs": self.summary()});
         write_file(&folder.join("summary.json"), &format!("{json:#}\n"))?;
         write_file(&folder.join("summary.md"), &self.table().to_markdown())?;
-        write_file(&folder.join("index.html"), &self.page())
+        write_file(&folder.join("index.html"), &self.render(parts))
     }
 
-    fn loss_chart(&self) -> LineChart {
-        let line = |(i, run): (usize, &RunCurves)| Series {
-            name: run.name.clone(),
-            points: smooth(&run.train_loss()),
-            style: Style::nth(i),
-            draw: Draw::Line,
+    fn render(&self, parts: Vec<Part>) -> String {
+        let (title, lead) = match &self.runs[..] {
+            [one] => (format!("Run {}", one.name), vec![lead(one)]),
+            several => (format!("{} runs", several.len()), Vec::new()),
         };
-        LineChart {
-            x_label: "training tokens".into(),
-            x_reach: vec![0.0],
-            y_label: "training loss, nats per token".into(),
-            series: self.runs.iter().enumerate().map(line).collect(),
-            plot_height: 300.0,
-            ..LineChart::default()
+        let sections: Vec<Section> = parts.into_iter().map(Part::into_section).collect();
+        Page { title, lead, sections }.render()
+    }
+
+    /// The page with its files; a part of nothing is left out.
+    fn parts(&self) -> Vec<Part> {
+        let runs = &self.runs[..];
+        let settings = settings(runs);
+        let overlay = Overlay { runs, settings: &settings };
+        let about =
+            "Kurtosis is over the residual stream: `embed` and what leaves each block; 1 is its floor.";
+        let mut ends = vec![Item::from(Block::Table(self.table(), about.into()))];
+        ends.extend(differing(runs).map(Item::from));
+        let mut training = vec![overlay.loss()];
+        training.extend(overlay.accuracy());
+        training.extend(overlay.pace());
+        let kurtosis = OUTLIERS.iter().take(1).filter_map(|figure| site_figures::by_step(&overlay, figure));
+        let mut outliers: Vec<Item> = kurtosis.collect();
+        outliers.extend(site_figures::heat(runs));
+        outliers.extend(overlay.outliers());
+        outliers.extend(OUTLIERS.iter().skip(1).filter_map(|figure| site_figures::by_step(&overlay, figure)));
+        if let [one] = runs
+            && !one.stats.is_empty()
+        {
+            outliers.push(last_stats(one).into());
         }
-    }
-
-    fn loss(&self) -> Block {
-        let chart = self.loss_chart();
-        let columns: Vec<Curve> =
-            self.runs.iter().map(|run| (run.name.clone(), smooth(&run.train_loss()))).collect();
-        let caption = "Training loss, averaged over a fortieth of the run around each step.";
-        let figure = Figure::new(caption, |width| at_width(&chart, width));
-        Block::Figure(figure.with_table(sampled("tokens", &columns, |v| format!("{v:.3}"))))
-    }
-
-    /// A panel per run, a line per site; `None` if no run has the metric.
-    fn multiples(&self, figure: &Drawn) -> Option<SmallMultiples> {
-        let curves: Vec<Vec<Curve>> =
-            self.runs.iter().map(|run| run.residual(figure.metric, false)).collect();
-        if curves.iter().flatten().all(|c| c.1.is_empty()) {
-            return None;
+        let signal = SIGNAL.iter().flat_map(|figure| {
+            [site_figures::by_layer(runs, &settings, figure), site_figures::by_step(&overlay, figure)]
+        });
+        let mut optimiser: Vec<Item> = overlay.steps().collect();
+        optimiser.extend(update_items(runs));
+        let part = |title: &str, items| Part { title: title.into(), items };
+        let mut parts = vec![
+            part("How it ended", ends),
+            part("Training", training),
+            part("Outlier features", outliers),
+            part("Signal propagation", signal.flatten().collect()),
+            part("Optimiser", optimiser),
+        ];
+        parts.extend(moment_parts(runs));
+        parts.push(part("Quantisation", quantised_table(runs).into_iter().map(Item::from).collect()));
+        for run in runs.iter().filter(|run| !run.alarms.is_empty()) {
+            let title = if runs.len() > 1 { format!("Alarms of {}", run.name) } else { "Alarms".into() };
+            parts.push(Part { title, items: vec![alarms(run).into()] });
         }
-        let panel = |(run, sites): (&RunCurves, Vec<Curve>)| {
-            let count = sites.len();
-            let line = |(i, (site, points)): (usize, Curve)| Series {
-                name: site_name(&site),
-                points: points.into_iter().map(|p| (p.0, p.1 - figure.floor)).collect(),
-                style: Style::ordered(i, count),
-                draw: Draw::Line,
-            };
-            LineChart {
-                title: run.name.clone(),
-                x_label: "step".into(),
-                x_reach: vec![0.0],
-                y_label: figure.label.into(),
-                y_scale: figure.scale,
-                series: sites.into_iter().enumerate().map(line).collect(),
-                plot_height: 130.0,
-                ..LineChart::default()
-            }
-        };
-        let panels: Vec<LineChart> = self.runs.iter().zip(curves).map(panel).collect();
-        // As square a grid as four columns allow.
-        let columns = (1..=4).find(|c| c * c >= panels.len()).unwrap_or(4);
-        Some(SmallMultiples { panels, columns, width: 880.0 })
-    }
-
-    fn block(&self, figure: &Drawn) -> Option<Block> {
-        let multiples = self.multiples(figure)?;
-        let caption = format!(
-            "`{}` at each site of the residual stream, a panel per run. Where it is undefined there is no point.",
-            figure.metric
-        );
-        let draw = |width: f64| {
-            let columns = if width <= NARROW { multiples.columns.min(2) } else { multiples.columns };
-            SmallMultiples { width, columns, ..multiples.clone() }.render(Target::Page)
-        };
-        let means: Vec<Curve> = self
-            .runs
-            .iter()
-            .map(|run| (run.name.clone(), over_sites(&run.residual(figure.metric, false))))
-            .collect();
-        let table = sampled("step", &means, findings::figure);
-        Some(Block::Figure(Figure::new(caption, draw).with_table(table)))
+        parts.retain(|part| !part.items.is_empty());
+        parts
     }
 }
 
-fn smooth(points: &[super::chart::Point]) -> Vec<super::chart::Point> {
-    running_mean(points, points.len() / 40)
+/// The keys of the configuration in which runs differ, a row per run; `None` if there is none.
+fn differing(runs: &[RunCurves]) -> Option<Block> {
+    let configs: Vec<_> = runs.iter().map(|run| run.config.as_ref()).collect();
+    let keys = differences(&configs);
+    if keys.is_empty() {
+        return None;
+    }
+    let mut header = vec![("run", Align::Left)];
+    header.extend(keys.iter().take(KEYS).map(|(key, _)| (key.as_str(), Align::Left)));
+    let mut table = Table::new(&header);
+    for (i, run) in runs.iter().enumerate() {
+        let values = keys.iter().take(KEYS).map(|(_, values)| match &values[i] {
+            Some(value) => super::svg::ellipsize(value.trim_matches('"'), 12.0, 240.0),
+            None => "–".into(),
+        });
+        table.push(std::iter::once(run.name.clone()).chain(values));
+    }
+    let more = keys.len().saturating_sub(KEYS);
+    let more = if more > 0 {
+        format!(" {more} more differ: `evenkeel compare` lists them for two runs.")
+    } else {
+        String::new()
+    };
+    Some(Block::Table(table, format!("What differs between their configurations.{more}")))
 }
 
 /// Mean of the last fortieth, and at least of the last point; NaN if one of these is.
@@ -281,17 +249,6 @@ fn end_of(points: &[super::chart::Point]) -> Option<f64> {
     let count = (points.len() / 40).max(1).min(points.len());
     let last = &points[points.len() - count..];
     (count > 0).then(|| last.iter().map(|p| p.1).sum::<f64>() / count as f64)
-}
-
-/// Mean over sites, at the steps that the first of them has.
-fn over_sites(sites: &[Curve]) -> Vec<super::chart::Point> {
-    let Some((_, first)) = sites.first() else { return Vec::new() };
-    let mean = |&(step, _): &super::chart::Point| {
-        let at = sites.iter().filter_map(|(_, points)| points.iter().find(|p| p.0 == step));
-        let (sum, count) = at.fold((0.0, 0), |(sum, count), p| (sum + p.1, count + 1));
-        (step, sum / count as f64)
-    };
-    first.iter().map(mean).collect()
 }
 
 #[cfg(test)]
@@ -330,7 +287,17 @@ mod tests {
     fn every_metric_that_was_taken_has_a_figure_and_no_other() {
         let both = Comparison { runs: vec![run("a<b", 4.0), run("c", 1.5)] };
         let names: Vec<String> = both.figures().into_iter().map(|f| f.0).collect();
-        assert_eq!(names, ["loss.svg", "kurtosis.svg", "effective_rank.svg"]);
+        assert_eq!(
+            names,
+            [
+                "loss.svg",
+                "kurtosis.svg",
+                "kurtosis_heat.svg",
+                "kurtosis_mean.svg",
+                "effective_rank_by_block.svg",
+                "effective_rank.svg"
+            ]
+        );
         let page = both.page();
         assert!(
             page.contains("2 runs")
@@ -344,16 +311,10 @@ mod tests {
         assert_eq!(end_of(&falling), Some(2.0), "the mean of 3, 2 and 1");
         assert_eq!((end_of(&falling[..1]), end_of(&[])), (Some(120.0), None));
         assert_eq!((ends[0].train_loss, ends[0].val_loss, ends[0].step), (Some(2.0), Some(2.5), 20));
-        // Taken at the second of two measured steps only: a point all the same.
-        assert_eq!(over_sites(&both.runs[0].residual("effective_rank", false)), [(20.0, 4.0)]);
     }
 
     #[test]
-    fn metrics_are_known_and_runs_may_be_empty() {
-        assert!(FIGURES.iter().all(|f| Metrics::is_known(f.metric)));
-        let left_out: Vec<_> =
-            Metrics::NAMES.iter().filter(|n| FIGURES.iter().all(|f| f.metric != **n)).collect();
-        assert_eq!(left_out, [&"mmr_skipped"]);
+    fn runs_may_be_empty() {
         let empty = Comparison { runs: vec![RunCurves::default()] };
         assert!(empty.page().contains("Run") && empty.summary()[0].val_loss.is_none());
     }
@@ -376,5 +337,58 @@ mod tests {
         for name in ["index.html", "summary.json", "summary.md", "loss.svg", "kurtosis.svg"] {
             assert!(folder.path().join(name).is_file(), "{name}");
         }
+    }
+
+    #[test]
+    fn every_figure_has_its_numbers_and_seeds_share_a_colour() {
+        let of = |name: &str, seed: u32| RunCurves {
+            config: Some(format!("[optim]\nlr_peak = 1\n[train]\nseed = {seed}\n").parse().unwrap()),
+            updates: vec![super::super::run::UpdateLine {
+                step: 20,
+                parameter: "blocks.0.attn.q.weight".into(),
+                update_ratio: Some(0.1),
+                ..Default::default()
+            }],
+            moments: vec![super::super::run::MomentLine {
+                step: 20,
+                site: "embed".into(),
+                cum_u41: Some(1.0),
+                ..Default::default()
+            }],
+            ..run(name, 2.0)
+        };
+        let page = Comparison { runs: vec![of("a-s0", 0), of("a-s1", 1), of("b", 1)] }.page();
+        assert!(page.contains("train.seed") && page.contains("a, mean of 2 seeds"));
+        for figure in page.split("<figure>").skip(1) {
+            let figure = figure.split("</figure>").next().unwrap();
+            assert!(figure.contains("<table>"), "{figure}");
+        }
+        assert!(page.matches("<figure>").count() >= 8);
+    }
+
+    #[test]
+    fn many_runs_make_a_page_of_bearable_size() {
+        let stats = |k: f64| {
+            let line = |step: u64, layer: u64| StatLine {
+                step,
+                site: format!("blocks.{layer}.resid"),
+                layer: Some(layer),
+                metrics: Metrics {
+                    kurtosis: Some(1.0 + k * (step % 7 + layer + 1) as f64),
+                    rms: Some(1.0),
+                    input_corr_mean: Some(0.5),
+                    ..Default::default()
+                },
+            };
+            (1..=200)
+                .flat_map(|i| (0..12).map(move |layer| (i * 5, layer)))
+                .map(|(s, l)| line(s, l))
+                .collect()
+        };
+        let of = |i: u64| RunCurves { stats: stats(i as f64), ..run(&format!("run-{i}"), 2.0) };
+        let comparison = Comparison { runs: (1..=20).map(of).collect() };
+        let page = comparison.page();
+        assert!(page.len() < 6_000_000, "{} bytes", page.len());
+        assert!((1..=20).all(|i| page.contains(&format!(">run-{i}</text>"))));
     }
 }

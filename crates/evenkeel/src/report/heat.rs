@@ -21,7 +21,7 @@ const COLUMNS: [usize; 2] = [512, 160];
 /// Cells on wide and on narrow screens: beyond these a map has fewer columns.
 const CELLS: [usize; 2] = [20_000, 6_000];
 /// Longest bar of the legend, in pixels.
-const BAR: f64 = 320.0;
+pub(super) const BAR: f64 = 320.0;
 
 /// A row of cells.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -41,6 +41,8 @@ pub enum Columns {
     Numbered,
     /// Named one by one, and never pooled.
     Named(Vec<String>),
+    /// At these ascending numbers, such as training steps: labelled at round ones, and pooled where there are many.
+    At(Vec<f64>),
 }
 
 /// A heat map.
@@ -73,36 +75,9 @@ impl HeatMap {
     /// The map as an SVG document, or as an element for a page.
     pub fn render(&self, target: Target) -> String {
         let width = sane(self.width, 120.0);
-        let count = self.rows.iter().map(|row| row.values.len()).max().unwrap_or(0);
-        let group = match self.columns {
-            Columns::Numbered => pooled(count, self.rows.len(), width),
-            Columns::Named(_) => 1,
-        };
-        let labels = self.rows.iter().map(|row| text_width(&row.label, SIZE));
-        let room = labels.fold(0.0, f64::max).min(width * 0.3);
-        let row_height = (300.0 / self.rows.len().max(1) as f64).clamp(3.0, 18.0);
-        let left = EDGE + room + 8.0;
-        let frame = Frame {
-            x: left,
-            y: EDGE,
-            w: (width - left - EDGE - 10.0).max(40.0),
-            h: row_height * self.rows.len().max(3) as f64,
-        };
-        let values = self.rows.iter().flat_map(|row| row.values.iter().flatten());
-        let colours = Axis::fit(self.scale, values.chain(&self.reach).copied(), 6, Ends::Tight);
-
+        let colours = self.colours();
         let mut c = Canvas::new();
-        if count == 0 {
-            let middle = (frame.x + frame.w / 2.0, frame.y + frame.h / 2.0);
-            c.text("m", middle, Anchor::Middle, "no data");
-        } else {
-            let columns = count as f64 / group as f64;
-            let scale = (frame.w / columns, row_height);
-            c.raw(&cells(&self.levels(&colours, group), columns, (frame.x, frame.y), scale));
-        }
-        outline(&mut c, frame);
-        self.row_labels(&mut c, frame, row_height, room);
-        let mut top = self.column_labels(&mut c, frame, count, width);
+        let mut top = self.draw(&mut c, (0.0, EDGE), width, &colours);
         for line in wrap(&self.value_label, SIZE, width - 2.0 * EDGE, 2) {
             c.text("m", (EDGE, top + 11.0), Anchor::Start, &line);
             top += LINE;
@@ -110,6 +85,42 @@ impl HeatMap {
         let bottom = legend(&mut c, &colours, EDGE, top + 4.0, (width - 2.0 * EDGE - 20.0).min(BAR));
         let label = format!("Heat map: {} against {}", self.value_label, self.x_label);
         c.finish(target, width, bottom + EDGE, &label)
+    }
+
+    /// The values of the colours, fitted to the map.
+    fn colours(&self) -> Axis {
+        let values = self.rows.iter().flat_map(|row| row.values.iter().flatten());
+        Axis::fit(self.scale, values.chain(&self.reach).copied(), 6, Ends::Tight)
+    }
+
+    /// Cells and labels, without the legend, `width` pixels wide from `at`; returns where they end.
+    pub(super) fn draw(&self, c: &mut Canvas, at: (f64, f64), width: f64, colours: &Axis) -> f64 {
+        let count = self.rows.iter().map(|row| row.values.len()).max().unwrap_or(0);
+        let group = match self.columns {
+            Columns::Numbered | Columns::At(_) => pooled(count, self.rows.len(), width),
+            Columns::Named(_) => 1,
+        };
+        let labels = self.rows.iter().map(|row| text_width(&row.label, SIZE));
+        let room = labels.fold(0.0, f64::max).min(width * 0.3);
+        let row_height = (300.0 / self.rows.len().max(1) as f64).clamp(3.0, 18.0);
+        let left = EDGE + room + 8.0;
+        let frame = Frame {
+            x: at.0 + left,
+            y: at.1,
+            w: (width - left - EDGE - 10.0).max(40.0),
+            h: row_height * self.rows.len().max(3) as f64,
+        };
+        if count == 0 {
+            let middle = (frame.x + frame.w / 2.0, frame.y + frame.h / 2.0);
+            c.text("m", middle, Anchor::Middle, "no data");
+        } else {
+            let columns = count as f64 / group as f64;
+            let scale = (frame.w / columns, row_height);
+            c.raw(&cells(&self.levels(colours, group), columns, (frame.x, frame.y), scale));
+        }
+        outline(c, frame);
+        self.row_labels(c, frame, row_height, room);
+        self.column_labels(c, frame, count, (at.0, at.0 + width))
     }
 
     /// The colour of every cell, neighbours of a group pooled by their maximum.
@@ -133,33 +144,74 @@ impl HeatMap {
         }
     }
 
-    /// Ticks and name below the cells; returns where they end.
-    fn column_labels(&self, c: &mut Canvas, frame: Frame, count: usize, width: f64) -> f64 {
+    /// Ticks and name below the cells, between the sides of the figure; returns where they end.
+    fn column_labels(&self, c: &mut Canvas, frame: Frame, count: usize, sides: (f64, f64)) -> f64 {
         let bottom = frame.y + frame.h;
+        let inside = |at: f64, half: f64| at.clamp(sides.0 + half, (sides.1 - half).max(sides.0 + half));
+        for (place, label) in self.ticks(frame.w, count) {
+            let at = frame.x + (place + 0.5) / count.max(1) as f64 * frame.w;
+            c.line("x", (at, bottom), (at, bottom + 4.5));
+            let at = inside(at, text_width(&label, SIZE) / 2.0);
+            c.text("m", (at, bottom + 17.0), Anchor::Middle, &label);
+        }
+        if self.x_label.is_empty() {
+            return bottom + 22.0;
+        }
+        let label = ellipsize(&self.x_label, SIZE, sides.1 - sides.0 - 2.0 * EDGE);
+        let centre = inside(frame.x + frame.w / 2.0, text_width(&label, SIZE) / 2.0);
+        c.text("m", (centre, bottom + 35.0), Anchor::Middle, &label);
+        bottom + 35.0 + LINE
+    }
+
+    /// Labels and the columns, as numbers from 0, under whose middle they stand.
+    fn ticks(&self, width: f64, count: usize) -> Vec<(f64, String)> {
         let last = count.saturating_sub(1) as f64;
-        // Numbers stand under the middle of their cell.
-        let axis = match &self.columns {
-            Columns::Numbered => fit_x(Scale::Linear, vec![0.0, last.max(1.0)], frame.w),
+        let whole = |axis: Axis| {
+            let ticks = axis.major.into_iter().filter(|t| t.value <= last && t.value.fract() == 0.0);
+            ticks.map(|t| (t.value, t.label)).collect()
+        };
+        match &self.columns {
+            Columns::Numbered => whole(fit_x(Scale::Linear, vec![0.0, last.max(1.0)], width)),
             Columns::Named(names) => {
                 let ticks = names.iter().enumerate();
                 let ticks: Vec<Tick> =
                     ticks.map(|(i, name)| Tick { value: i as f64, label: name.clone() }).collect();
-                ticked(&ticks, frame.w)
+                whole(ticked(&ticks, width))
             }
-        };
-        for tick in axis.major.iter().filter(|t| t.value <= last && t.value.fract() == 0.0) {
-            let at = frame.x + (tick.value + 0.5) / count.max(1) as f64 * frame.w;
-            c.line("x", (at, bottom), (at, bottom + 4.5));
-            let half = text_width(&tick.label, SIZE) / 2.0;
-            let at = at.clamp(half, (width - half).max(half));
-            c.text("m", (at, bottom + 17.0), Anchor::Middle, &tick.label);
+            Columns::At(places) => {
+                let ends = [places.first(), places.last()];
+                let ends: Vec<f64> = ends.into_iter().flatten().copied().collect();
+                let axis = fit_x(Scale::Linear, ends, width);
+                let labelled =
+                    axis.major.into_iter().filter_map(|t| Some((between(places, t.value)?, t.label)));
+                apart(labelled.filter(|(at, _)| *at <= last).collect(), width / count.max(1) as f64)
+            }
         }
-        let label = ellipsize(&self.x_label, SIZE, width - 2.0 * EDGE);
-        let half = text_width(&label, SIZE) / 2.0;
-        let centre = (frame.x + frame.w / 2.0).clamp(half, (width - half).max(half));
-        c.text("m", (centre, bottom + 35.0), Anchor::Middle, &label);
-        bottom + 35.0 + LINE
     }
+}
+
+/// Where a value lies among ascending ones, in units of their places; `None` outside.
+fn between(places: &[f64], value: f64) -> Option<f64> {
+    let after = places.partition_point(|p| *p < value);
+    match (after.checked_sub(1).and_then(|i| places.get(i)), places.get(after)) {
+        (_, Some(&at)) if at == value => Some(after as f64),
+        (Some(before), Some(at)) => Some(after as f64 - (at - value) / (at - before)),
+        _ => None,
+    }
+}
+
+/// Labels that do not touch; places that are not evenly spaced may have pushed them together.
+fn apart(labels: Vec<(f64, String)>, column: f64) -> Vec<(f64, String)> {
+    let mut free = f64::NEG_INFINITY;
+    let keep = |(at, label): &(f64, String)| {
+        let half = text_width(label, SIZE) / 2.0;
+        let clear = at * column - half > free;
+        if clear {
+            free = at * column + half + 8.0;
+        }
+        clear
+    };
+    labels.into_iter().filter(keep).collect()
 }
 
 /// One path for each colour that occurs. A cell is a line one unit long and one unit thick; the map is
@@ -201,7 +253,7 @@ fn cells(levels: &[Vec<Option<usize>>], columns: f64, at: (f64, f64), scale: (f6
 }
 
 /// The colours as a bar with their values; returns where it ends.
-fn legend(c: &mut Canvas, colours: &Axis, x: f64, y: f64, width: f64) -> f64 {
+pub(super) fn legend(c: &mut Canvas, colours: &Axis, x: f64, y: f64, width: f64) -> f64 {
     let all: Vec<Option<usize>> = (0..LEVELS).map(Some).collect();
     c.raw(&cells(&[all], LEVELS as f64, (x, y), (width / LEVELS as f64, 12.0)));
     outline(c, Frame { x, y, w: width, h: 12.0 });
@@ -288,6 +340,17 @@ mod tests {
                 assert!(!svg.contains("NaN") && !svg.contains("inf"), "{svg}");
             }
         }
+    }
+
+    #[test]
+    fn steps_are_labelled_where_they_are() {
+        let mut steps = map(vec![vec![Some(1.0); 40]], 600.0);
+        steps.columns = Columns::At((1..=40).map(|i| f64::from(i * 5)).collect());
+        let svg = steps.render(Target::File);
+        assert!(svg.contains(">100</text>") && svg.contains(">200</text>") && !svg.contains(">5</text>"));
+        assert_eq!(between(&[5.0, 10.0, 20.0], 10.0), Some(1.0));
+        assert_eq!(between(&[5.0, 10.0, 20.0], 15.0), Some(1.5));
+        assert_eq!((between(&[5.0], 4.0), between(&[5.0], 6.0), between(&[], 6.0)), (None, None, None));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! lines or in rows below the plot. Both stand outside the plot, so they never lie on a line.
 
 use super::chart::{Draw, LINE, Point, SIZE, Series};
-use super::panel::{Frame, draw_line, draw_marker};
+use super::panel::{Frame, draw_line, draw_marker, line_class};
 use super::scale::Axis;
 use super::svg::{Anchor, Canvas, ellipsize, escape, px, text_width};
 
@@ -75,9 +75,9 @@ fn draw_entry(c: &mut Canvas, series: &Series, x: f64, y: f64, name: &str) {
     let style = series.style;
     if series.draw != Draw::Markers {
         let d = format!("M{} {}H{}", px(x), px(y), px(x + SAMPLE));
-        draw_line(c, style, &d);
+        draw_line(c, line_class(series.draw), style, &d);
     }
-    if series.draw != Draw::Line {
+    if matches!(series.draw, Draw::MarkedLine | Draw::Markers) {
         draw_marker(c, style, (x + SAMPLE / 2.0, y));
     }
     let cut = name != series.name;

@@ -6,11 +6,14 @@
 //! * [`svg`]: escaping, measuring text, and writing SVG elements;
 //! * [`scale`]: linear and logarithmic axes, their ticks and labels;
 //! * [`palette`]: colours, dashes and markers, and the style sheet of every chart;
-//! * [`chart`], [`multiples`], [`bars`], [`stacked`], [`heat`]: the kinds of figure, of which the
-//!   first two share their `panel` (plot) and `legend`; `ticks` thins labels out;
+//! * [`chart`], [`multiples`], [`bars`], [`stacked`], [`heat`], [`heat_grid`]: the kinds of figure, of which
+//!   the first two share their `panel` (plot) and `legend`; `ticks` thins labels out;
 //! * [`table`]: a table as HTML, as plain text and as Markdown;
 //! * [`html`]: one self-contained page;
-//! * [`run`]: the logs of a run directory, and [`run_page()`] about one run;
+//! * [`run`]: the logs of a run directory;
+//! * [`compare`]: the page about one or more runs, with `settings` (which of them differ in their seed only), `plate` (a figure
+//!   that is a file too), `curve_figures`, `site_figures`, `moment_figures`, `update_figures`, `quantised` and [`run_page()`]
+//!   as its parts;
 //! * [`inspect_page()`] about a model, with `int8_section`, `stream_section`, `strips` and
 //!   `attention_section` as its parts, and [`revisions_page`] about several revisions of one;
 //! * [`quantize_page()`] about a quantised model, with `cost_section` and `error_maps` as its parts;
@@ -26,41 +29,51 @@ pub mod bars;
 pub mod chart;
 pub mod compare;
 mod cost_section;
+mod curve_figures;
 mod error_maps;
 mod figures;
 pub mod findings;
 pub mod heat;
+pub mod heat_grid;
 pub mod html;
 pub mod inspect_page;
 mod int8_section;
 mod legend;
+mod moment_figures;
 pub mod multiples;
 pub mod palette;
 mod panel;
+mod plate;
+pub mod quantised;
 pub mod quantize_page;
 pub mod quickstart;
 pub mod revisions;
 pub mod run;
 pub mod run_page;
 pub mod scale;
+mod settings;
+mod site_figures;
 pub mod stacked;
 mod stream_section;
 mod strips;
 pub mod svg;
 pub mod table;
 mod ticks;
+mod update_figures;
 
 pub use bars::{Bar, BarChart, BarGroup};
 pub use chart::{Draw, Legend, LineChart, Point, Series};
 pub use heat::{Columns, HeatMap, HeatRow};
+pub use heat_grid::HeatGrid;
 pub use html::{Block, Figure, Page, Section};
 pub use inspect_page::inspect_page;
 pub use multiples::SmallMultiples;
 pub use palette::{Colour, Dash, Marker, Style};
+pub use quantised::Quantised;
 pub use quantize_page::{quantize_figures, quantize_page, write_quantize_report};
 pub use quickstart::{Corpus, QuickstartContext, QuickstartRun, QuickstartSummary, quickstart_page};
 pub use revisions::{Revision, revisions_chart, revisions_page};
-pub use run::{Curve, Firing, MetricLine, MomentLine, RunCurves, StatLine, read_run};
+pub use run::{Curve, Firing, MetricLine, MomentLine, RunCurves, StatLine, UpdateLine, read_run};
 pub use run_page::run_page;
 pub use scale::Scale;
 pub use stacked::{Part, StackedBar, StackedBars};

@@ -207,7 +207,7 @@ impl Style {
 }
 
 /// The style sheet of every chart. Classes: `t` text, `m` muted text, `b` bold text, `g` grid line, `n` minor
-/// grid line, `x` axis line, `s` a series' line, `e` the thin line to its label, `p` a marker, `f` a filled
+/// grid line, `x` axis line, `s` a series' line, `i` a thin one, `e` the thin line to its label, `p` a marker, `f` a filled
 /// bar, `o` an outlined bar, `k` the ground, `v` text on a filled bar, `h` cells of a heat map.
 pub fn chart_css() -> &'static str {
     ".ek{--ek-ink:#1c2128;--ek-muted:#59636e;--ek-grid:#e3e6ea;--ek-minor:#f3f5f7;\
@@ -222,6 +222,7 @@ font-size:12px}\
 .ek .n{stroke:var(--ek-minor)}\
 .ek .x{stroke:var(--ek-axis)}\
 .ek .s{fill:none;stroke:var(--ek-l);stroke-width:1.8;stroke-linejoin:round}\
+.ek .i{fill:none;stroke:var(--ek-l);stroke-width:.9;stroke-linejoin:round;opacity:.5}\
 .ek .e{fill:none;stroke:var(--ek-l);stroke-width:1;opacity:.55}\
 .ek .p{fill:var(--ek-ground);stroke:var(--ek-l);stroke-width:1.6;stroke-linejoin:round}\
 .ek .f{fill:var(--ek-l);stroke:var(--ek-l);stroke-width:1.2}\
@@ -231,7 +232,7 @@ font-size:12px}\
 @media screen and (prefers-color-scheme:dark){\
 .ek{--ek-ink:#e6e9ed;--ek-muted:#9aa5b1;--ek-grid:#2b323b;--ek-minor:#1c2228;\
 --ek-axis:#6b7681;--ek-ground:#14181d}\
-.ek .s,.ek .e,.ek .p,.ek .f,.ek .o,.ek .h{stroke:var(--ek-d)}\
+.ek .s,.ek .i,.ek .e,.ek .p,.ek .f,.ek .o,.ek .h{stroke:var(--ek-d)}\
 .ek .f{fill:var(--ek-d)}}"
 }
 

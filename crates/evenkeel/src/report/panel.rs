@@ -118,7 +118,7 @@ fn draw_series(c: &mut Canvas, frame: Frame, x: &Axis, y: &Axis, series: &Series
     let marked: Vec<Point> = match series.draw {
         Draw::Markers => all,
         // A point between two gaps has no line to show it.
-        Draw::Line | Draw::MarkedLine => {
+        Draw::Line | Draw::MarkedLine | Draw::Thin => {
             let single = pieces.iter().filter(|p| p.len() == 1);
             let mut marked: Vec<Point> = single.map(|p| p[0]).collect();
             if series.draw == Draw::MarkedLine {
@@ -132,12 +132,13 @@ fn draw_series(c: &mut Canvas, frame: Frame, x: &Axis, y: &Axis, series: &Series
                 }
             }
             if !d.is_empty() {
-                draw_line(c, series.style, &d);
+                draw_line(c, line_class(series.draw), series.style, &d);
             }
             marked
         }
     };
-    for at in marked {
+    // A single point of a thin line is as little to be dwelt on as the line.
+    for at in marked.into_iter().filter(|_| series.draw != Draw::Thin) {
         draw_marker(c, series.style, at);
     }
     !pieces.is_empty()
@@ -182,10 +183,15 @@ fn thin(piece: &[Point]) -> Vec<Point> {
     out
 }
 
+/// The class of the style sheet for a line.
+pub(super) fn line_class(draw: Draw) -> &'static str {
+    if draw == Draw::Thin { "i" } else { "s" }
+}
+
 /// A line along path data made of [`px`] numbers.
-pub(super) fn draw_line(c: &mut Canvas, style: Style, d: &str) {
+pub(super) fn draw_line(c: &mut Canvas, class: &str, style: Style, d: &str) {
     c.raw(&format!(
-        "<path class=\"s\" {} fill=\"none\" stroke=\"{}\"{} d=\"{d}\"/>",
+        "<path class=\"{class}\" {} fill=\"none\" stroke=\"{}\"{} d=\"{d}\"/>",
         style.colour.style(),
         style.colour.hex()[0],
         style.dash.attribute()

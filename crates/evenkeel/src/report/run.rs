@@ -1,10 +1,12 @@
 //! Reading the curves of a run directory.
 //!
 //! `metrics.jsonl` has an object per logged step, `stats.jsonl` and `moments.jsonl` one per step and
-//! site, `alarms.jsonl` one for each alarm that fired. All grow while a run goes on, and a process that is killed leaves a torn last line: such a line is left
+//! site, `optim.jsonl` one per step and parameter, `alarms.jsonl` one for each alarm that fired. All grow while a run goes on,
+//! and a process that is killed leaves a torn last line: such a line is left
 //! out. Any other line that is not as it should be is an error that names file and line, since a
 //! hole in the middle of a log would make a figure say what did not happen. Undefined figures are
-//! `null` or missing; keys this version does not know are passed over.
+//! `null` or missing; keys this version does not know are passed over. Of `resolved.toml`, `run.json` and what
+//! `quantize` and `quickstart` left in the directory, what cannot be read is left out: none of it is needed for a curve.
 
 use std::path::{Path, PathBuf};
 
@@ -13,7 +15,9 @@ use serde::{Deserialize, Serialize};
 
 use super::ReportError;
 use super::chart::Point;
+use super::quantised::{Quantised, read_quantised};
 use crate::metrics::Metrics;
+use crate::train::RunInfo;
 
 /// A line of `metrics.jsonl`: what was logged at one step.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -41,6 +45,15 @@ pub struct MetricLine {
     /// Training speed.
     #[serde(default)]
     pub tokens_per_sec: Option<f64>,
+    /// Share of validation examples whose class is found, at steps that evaluate a model that has classes.
+    #[serde(default, rename = "val/accuracy")]
+    pub val_accuracy: Option<f64>,
+    /// How far the step moved all parameters over their norm.
+    #[serde(default, rename = "optim/update_ratio")]
+    pub update_ratio: Option<f64>,
+    /// Largest over smallest eigenvalue of the worst factor.
+    #[serde(default, rename = "optim/condition")]
+    pub condition: Option<f64>,
 }
 
 /// A line of `stats.jsonl`: the metrics of one site at one step.
@@ -58,8 +71,35 @@ pub struct StatLine {
     pub metrics: Metrics,
 }
 
+/// A line of `optim.jsonl`: what a step did to one parameter.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct UpdateLine {
+    /// Optimiser steps done.
+    pub step: u64,
+    /// Name of the parameter.
+    pub parameter: String,
+    /// Its optimiser.
+    #[serde(default)]
+    pub optimizer: String,
+    /// RMS of the parameter before the step.
+    #[serde(default)]
+    pub weight_rms: Option<f64>,
+    /// RMS of its gradient.
+    #[serde(default)]
+    pub gradient_rms: Option<f64>,
+    /// RMS of what the step added.
+    #[serde(default)]
+    pub update_rms: Option<f64>,
+    /// The last over the first.
+    #[serde(default)]
+    pub update_ratio: Option<f64>,
+    /// Condition number of its worse factor.
+    #[serde(default)]
+    pub condition: Option<f64>,
+}
+
 /// A line of `moments.jsonl`, of which a page shows the sums: how far the terms of each degree have
-/// moved the fourth moment of one site since the run began.
+/// moved the moments of one site since the run began.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct MomentLine {
     /// Optimiser steps done.
@@ -69,10 +109,19 @@ pub struct MomentLine {
     /// Block the site is in, from 0; none for `embed`.
     #[serde(default)]
     pub layer: Option<u64>,
+    /// Second moment before the step.
+    #[serde(default)]
+    pub m2: Option<f64>,
     /// Fourth moment before the step.
     #[serde(default)]
     pub m4: Option<f64>,
-    /// Sum of the linear terms.
+    /// Sum of the linear terms of the second moment.
+    #[serde(default)]
+    pub cum_u21: Option<f64>,
+    /// Sum of the quadratic terms of it.
+    #[serde(default)]
+    pub cum_u22: Option<f64>,
+    /// Sum of the linear terms of the fourth moment; likewise the others.
     #[serde(default)]
     pub cum_u41: Option<f64>,
     /// Sum of the quadratic terms.
@@ -87,7 +136,12 @@ pub struct MomentLine {
 }
 
 impl MomentLine {
-    /// The sums of the terms of degree 1 to 4. Undefined is NaN.
+    /// The sums of the terms of degree 1 and 2 of the second moment. Undefined is NaN.
+    pub fn sums_of_m2(&self) -> [f64; 2] {
+        [self.cum_u21, self.cum_u22].map(|sum| sum.unwrap_or(f64::NAN))
+    }
+
+    /// The sums of the terms of degree 1 to 4 of the fourth moment. Undefined is NaN.
     pub fn sums(&self) -> [f64; 4] {
         [self.cum_u41, self.cum_u42, self.cum_u43, self.cum_u44].map(|sum| sum.unwrap_or(f64::NAN))
     }
@@ -127,8 +181,16 @@ pub struct RunCurves {
     pub stats: Vec<StatLine>,
     /// Lines of `moments.jsonl` in file order; empty where moments are not followed.
     pub moments: Vec<MomentLine>,
+    /// Lines of `optim.jsonl` in file order; empty where parameters are not followed.
+    pub updates: Vec<UpdateLine>,
     /// Lines of `alarms.jsonl` in file order.
     pub alarms: Vec<Firing>,
+    /// `resolved.toml`, the configuration as used.
+    pub config: Option<toml::Table>,
+    /// `run.json`: who made it, and how it ended.
+    pub info: Option<RunInfo>,
+    /// What quantising its model cost.
+    pub quantised: Vec<Quantised>,
 }
 
 /// Reads `metrics.jsonl` and, where there are any, the other logs of a run directory.
@@ -147,6 +209,10 @@ pub fn read_run(dir: &Path) -> Result<RunCurves, ReportError> {
         read_lines(&dir.join("stats.jsonl"), "an object with \"step\", \"site\" and the metrics there")?;
     let moments =
         read_lines(&dir.join("moments.jsonl"), "an object with \"step\", \"site\" and the terms there")?;
+    let updates = read_lines(
+        &dir.join("optim.jsonl"),
+        "an object with \"step\", \"parameter\" and what the step did to it",
+    )?;
     let alarms = read_lines(
         &dir.join("alarms.jsonl"),
         "an object with \"step\", \"metric\", \"site\", \"above\" and \"action\"",
@@ -165,12 +231,25 @@ pub fn read_run(dir: &Path) -> Result<RunCurves, ReportError> {
         metrics,
         stats: stats.unwrap_or_default(),
         moments: moments.unwrap_or_default(),
+        updates: updates.unwrap_or_default(),
         alarms: alarms.unwrap_or_default(),
+        config: read_bounded(&dir.join("resolved.toml")).and_then(|text| text.parse().ok()),
+        info: read_bounded(&dir.join("run.json")).and_then(|text| serde_json::from_str(&text).ok()),
+        quantised: read_quantised(dir),
     })
 }
 
+/// A text that is not larger than what we write; `None` if it cannot be read.
+pub(super) fn read_bounded(path: &Path) -> Option<String> {
+    let size = std::fs::metadata(path).ok().filter(|m| m.is_file())?.len();
+    if size <= LARGEST { std::fs::read_to_string(path).ok() } else { None }
+}
+
+/// More than the largest of the files beside the logs, in bytes.
+const LARGEST: u64 = 64 << 20;
+
 /// The lines of a JSON-lines file; `None` if there is no such file.
-fn read_lines<T: DeserializeOwned>(
+pub(crate) fn read_lines<T: DeserializeOwned>(
     path: &Path,
     expected: &'static str,
 ) -> Result<Option<Vec<T>>, ReportError> {
@@ -208,7 +287,7 @@ fn read_lines<T: DeserializeOwned>(
 
 /// Whether a site is on the residual stream as the paper plots it: `embed`, and what leaves each
 /// block.
-fn is_residual(site: &str) -> bool {
+pub(super) fn is_residual(site: &str) -> bool {
     site == "embed" || (site.starts_with("blocks.") && site.ends_with(".resid"))
 }
 
@@ -226,6 +305,17 @@ impl RunCurves {
     fn metric(&self, value: impl Fn(&MetricLine) -> Option<f64>) -> Vec<Point> {
         let point = |m: &MetricLine| Some((m.tokens? as f64, value(m)?));
         self.metrics.iter().filter_map(point).collect()
+    }
+
+    /// Validation accuracy against tokens, at the steps that have one.
+    pub fn val_accuracy(&self) -> Vec<Point> {
+        self.metric(|m| m.val_accuracy)
+    }
+
+    /// The steps that the configuration asks for.
+    pub fn steps(&self) -> Option<u64> {
+        let steps = self.config.as_ref()?.get("train")?.get("steps")?.as_integer()?;
+        u64::try_from(steps).ok()
     }
 
     /// A figure of the log against steps, at the lines that have it.
@@ -336,6 +426,30 @@ mod tests {
             assert!(text.contains("metrics.jsonl line"), "{text}");
             assert!(error.hint().contains(&format!("line {expected}")));
         }
+    }
+
+    #[test]
+    fn what_stands_beside_the_logs_is_read_where_it_can_be() {
+        let dir = folder(b"{\"step\":1}\n", None);
+        let write = |name: &str, text: &str| {
+            let path = dir.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        let cost = "{\"scheme\":\"w8a8\",\"float\":{\"perplexity\":2.0,\"bytes\":8},\
+                     \"quantized\":{\"perplexity\":null,\"bytes\":2,\"kl\":0.5}}";
+        write("resolved.toml", "[train]\nsteps = 7\n");
+        write("run.json", "{");
+        write("w8a8.json", cost);
+        write("page/summary.json", cost);
+        write("other.json", "{\"scheme\":\"w8a8\"}");
+        write("broken/summary.json", "[");
+        let run = read_run(dir.path()).unwrap();
+        assert_eq!((run.steps(), &run.info), (Some(7), &None));
+        let files: Vec<&str> = run.quantised.iter().map(|q| q.file.as_str()).collect();
+        assert_eq!(files, ["page/summary.json", "w8a8.json"]);
+        assert_eq!(run.quantised[1].perplexity, [Some(2.0), None]);
+        assert_eq!((run.quantised[1].bytes, run.quantised[1].kl), ([Some(8), Some(2)], Some(0.5)));
     }
 
     #[test]
