@@ -88,6 +88,8 @@ pub(crate) enum Command {
     /// A run of a sweep, as the sweep starts it
     #[command(hide = true)]
     Cell(Cell),
+    /// What differs between two runs or two models, or that nothing does
+    Compare(Compare),
     /// Quantise a model and measure what it costs
     Quantize(Quantize),
     /// Continue a prompt
@@ -367,6 +369,23 @@ pub(crate) enum ExperimentScale {
 pub(crate) struct Cell {
     /// Folder that holds cell.json
     pub(crate) dir: PathBuf,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Compare {
+    /// Run directory, checkpoint, Hugging Face or int8 folder, or name on the Hub
+    pub(crate) a: PathBuf,
+    /// What it is compared with; two run directories are compared as runs, anything else as models
+    pub(crate) b: PathBuf,
+    /// Exit 1 unless logs and final weights (of models, all tensors) are the same, bit for bit
+    #[arg(long)]
+    pub(crate) assert_equal: bool,
+    /// Let numbers of logs differ by this share, and tensors by this share of their RMS
+    #[arg(long, value_name = "X", requires = "assert_equal", allow_negative_numbers = true)]
+    pub(crate) tolerance: Option<f64>,
+    /// Folder to write a report of both runs into
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
 }
 
 #[derive(Debug, ClapArgs)]

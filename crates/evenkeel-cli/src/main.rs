@@ -60,6 +60,7 @@ fn run(args: args::Args) -> Result<Exit, Failure> {
         args::Command::Sweep(a) => commands::sweep::run(a, &settings),
         args::Command::Experiment(a) => commands::experiment::run(a, &settings),
         args::Command::Cell(a) => commands::sweep::cell::run(a, &settings),
+        args::Command::Compare(a) => commands::compare::run(a, &settings),
         args::Command::Quantize(a) => commands::quantize::run(a, &settings),
         args::Command::Sample(a) => commands::sample::run(a, &settings),
         args::Command::Export(a) => commands::export::run(a, &settings),

@@ -29,6 +29,18 @@ use std::path::Path;
 /// Keys of the configuration that the table of differences has room for.
 const KEYS: usize = 8;
 
+/// Those of them that come first.
+const FIRST: [&str; 8] = [
+    "optim.name",
+    "optim.lr_peak",
+    "optim.weight_decay",
+    "train.seed",
+    "train.steps",
+    "model.depth",
+    "model.width",
+    "data.path",
+];
+
 /// Runs to be compared.
 #[derive(Clone, Debug, Default)]
 pub struct Comparison {
@@ -201,7 +213,7 @@ impl Comparison {
         optimiser.extend(update_items(runs));
         let part = |title: &str, items| Part { title: title.into(), items };
         let mut parts = vec![
-            part("How it ended", ends),
+            part(if runs.len() > 1 { "How they ended" } else { "How it ended" }, ends),
             part("Training", training),
             part("Outlier features", outliers),
             part("Signal propagation", signal.flatten().collect()),
@@ -221,7 +233,10 @@ impl Comparison {
 /// The keys of the configuration in which runs differ, a row per run; `None` if there is none.
 fn differing(runs: &[RunCurves]) -> Option<Block> {
     let configs: Vec<_> = runs.iter().map(|run| run.config.as_ref()).collect();
-    let keys = differences(&configs);
+    let mut keys = differences(&configs);
+    // What is most often varied first, the many keys of another preset last.
+    let rank = |key: &str| FIRST.iter().position(|first| *first == key).unwrap_or(FIRST.len());
+    keys.sort_by_key(|(key, _)| (rank(key), key.starts_with("model.")));
     if keys.is_empty() {
         return None;
     }

@@ -93,7 +93,7 @@ impl Overlay<'_> {
             let one = Series { name: "validation".into(), draw: Draw::MarkedLine, ..one.clone() };
             series.push(Series { style: super::palette::Style::nth(1), ..one });
         } else {
-            // The line has the entry in the legend; each run's own points, not their mean.
+            // The line has the entry in the legend; of several seeds the mean is marked.
             let own = validation.into_iter().filter(|s| s.draw == Draw::Markers);
             series.extend(own.map(|s| Series { name: String::new(), ..s }));
         }
@@ -171,7 +171,9 @@ impl Overlay<'_> {
     fn quantity(&self, quantity: &Quantity) -> Option<Item> {
         let columns = self.columns(quantity.curve)?;
         let mut series = overlay(self.settings, self.runs, Draw::MarkedLine, quantity.curve);
-        if let [only] = &mut series[..] {
+        // Not every optimiser has factors.
+        series.retain(|series| !series.points.is_empty());
+        if let ([only], 1) = (&mut series[..], self.runs.len()) {
             // Named by the axis.
             only.name.clear();
         }

@@ -5,7 +5,7 @@
 use super::chart::{EDGE, LINE, LineChart, SIZE, sane};
 use super::heat::{BAR, HeatMap, legend};
 use super::scale::{Axis, Ends};
-use super::svg::{Anchor, Canvas, Target, wrap};
+use super::svg::{Anchor, Canvas, Target, ellipsize, wrap};
 
 /// Distance between panels, in pixels.
 const GAP: f64 = 10.0;
@@ -58,11 +58,14 @@ impl HeatGrid {
             }
             top = bottom + 6.0;
         }
-        for label in [&first.x_label, &first.value_label] {
-            for line in wrap(label, SIZE, width - 2.0 * EDGE, 2) {
-                c.text("m", (EDGE, top + 11.0), Anchor::Start, &line);
-                top += LINE;
-            }
+        if !first.x_label.is_empty() {
+            let label = ellipsize(&first.x_label, SIZE, width - 2.0 * EDGE);
+            c.text("m", (width / 2.0, top + 8.0), Anchor::Middle, &label);
+            top += LINE + 4.0;
+        }
+        for line in wrap(&first.value_label, SIZE, width - 2.0 * EDGE, 2) {
+            c.text("m", (EDGE, top + 11.0), Anchor::Start, &line);
+            top += LINE;
         }
         let bottom = legend(&mut c, &colours, EDGE, top + 4.0, (width - 2.0 * EDGE - 20.0).min(BAR));
         let titles: Vec<&str> = self.panels.iter().map(|p| p.0.as_str()).filter(|t| !t.is_empty()).collect();

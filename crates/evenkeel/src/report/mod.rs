@@ -51,7 +51,7 @@ pub mod revisions;
 pub mod run;
 pub mod run_page;
 pub mod scale;
-mod settings;
+pub(crate) mod settings;
 mod site_figures;
 pub mod stacked;
 mod stream_section;

@@ -197,9 +197,28 @@ impl<'a> Shown<'a> {
             width: WIDE,
         };
         let caption = "The same as a map: when outliers appear, and in which blocks. Revisions are evenly \
-                       spaced. The numbers are those of the table above.";
+                       spaced. All numbers are in the table above.";
         let draw = |width| HeatMap { width, ..map.clone() }.render(Target::Page);
-        Some(Block::Figure(Figure::new(caption, draw)))
+        let mut table = Table::new(&[
+            ("site", Align::Left),
+            ("first", Align::Right),
+            ("largest", Align::Right),
+            ("at", Align::Left),
+            ("last", Align::Right),
+        ]);
+        for line in &self.lines {
+            let known = line.kurtosis.iter().enumerate().filter_map(|(i, k)| Some((i, (*k)?)));
+            let largest = known.max_by(|a, b| a.1.total_cmp(&b.1));
+            let end = |k: Option<&Option<f64>>| cell(k.copied().flatten(), findings::kurtosis);
+            table.push([
+                line.site.to_string(),
+                end(line.kurtosis.first()),
+                cell(largest.map(|l| l.1), findings::kurtosis),
+                largest.map_or("–".into(), |l| self.label(l.0)),
+                end(line.kurtosis.last()),
+            ]);
+        }
+        Some(Block::Figure(Figure::new(caption, draw).with_table(table)))
     }
 
     /// The step of the `i`-th revision, or its name.

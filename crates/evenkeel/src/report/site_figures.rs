@@ -83,7 +83,7 @@ pub(super) fn by_step(overlay: &Overlay, figure: &Drawn) -> Option<Item> {
         y_label: figure.label.into(),
         y_scale: figure.scale,
         series: sites.iter().enumerate().map(|(i, site)| line(i, sites.len(), site, figure.floor)).collect(),
-        plot_height: if runs.len() > 1 { 130.0 } else { 240.0 },
+        plot_height: if runs.len() > 1 { 140.0 } else { 240.0 },
         ..LineChart::default()
     };
     let panels: Vec<LineChart> = runs.iter().zip(&curves).map(panel).collect();
@@ -160,10 +160,11 @@ pub(super) fn heat(runs: &[RunCurves]) -> Option<Item> {
     Some(Plate::heat("kurtosis_heat", caption, &grid, table).into())
 }
 
-/// About `count` of ascending steps, the last one among them.
+/// About `count` of ascending steps, the first and the last among them; of one the last.
 fn spread(steps: &[u64], count: usize) -> Vec<u64> {
     let last = steps.len().saturating_sub(1);
-    let mut places: Vec<usize> = (1..=count).map(|k| k * last / count).filter(|i| *i < steps.len()).collect();
+    let place = |k: usize| if count > 1 { k * last / (count - 1) } else { last };
+    let mut places: Vec<usize> = (0..count).map(place).filter(|i| *i < steps.len()).collect();
     places.dedup();
     places.into_iter().map(|i| steps[i]).collect()
 }
@@ -262,8 +263,9 @@ mod tests {
     }
 
     #[test]
-    fn steps_are_spread_to_the_last() {
-        assert_eq!(spread(&[1, 2, 3, 4, 5, 6, 7, 8, 9], 4), [3, 5, 7, 9]);
+    fn steps_are_spread_from_the_first_to_the_last() {
+        assert_eq!(spread(&[1, 2, 3, 4, 5, 6, 7, 8, 9], 5), [1, 3, 5, 7, 9]);
+        assert_eq!(spread(&[1, 2, 3], 1), [3]);
         assert_eq!(spread(&[7], 4), [7]);
         assert!(spread(&[], 4).is_empty());
     }

@@ -4,7 +4,6 @@
 
 use super::chart::{Draw, LineChart, Point, Series};
 use super::findings;
-use super::html::Block;
 use super::palette::Style;
 use super::plate::{Item, Plate, file_part};
 use super::run::{RunCurves, UpdateLine};
@@ -48,7 +47,6 @@ pub(super) fn update_items(runs: &[RunCurves]) -> Vec<Item> {
     }
     for run in &known {
         items.extend(COLUMNS.iter().filter_map(|column| column.by_kind(run, runs.len() > 1)));
-        items.push(last_updates(run).into());
     }
     items
 }
@@ -96,48 +94,29 @@ impl Column {
             draw: Draw::MarkedLine,
         };
         let panels = kinds.iter().map(|(name, blocks)| LineChart {
-            // Broken after a dot where it has to be.
-            title: name
-                .replace("blocks.*.", "")
-                .replace('.', ". ")
-                .replace(". weight", ".weight")
-                .replace(". gain", ".gain"),
+            title: name.replace("blocks.*.", ""),
             series: blocks.iter().map(line).collect(),
             ..self.panel()
         });
-        let mut table = Table::new(&[
-            ("kind of parameter", Align::Left),
-            ("first step", Align::Right),
-            ("least", Align::Right),
-            ("most", Align::Right),
-            ("last step", Align::Right),
-            ("least", Align::Right),
-            ("most", Align::Right),
-        ]);
-        for (name, blocks) in &kinds {
-            let ends = |pick: fn(&Vec<Point>) -> Option<&Point>| {
-                let points: Vec<&Point> = blocks.values().filter_map(pick).collect();
-                let values = || points.iter().map(|p| p.1);
-                let step = points.first().map_or("–".into(), |p| findings::count(p.0 as u64));
-                let least = values().fold(f64::INFINITY, f64::min);
-                let most = values().fold(f64::NEG_INFINITY, f64::max);
-                [step, cell(Some(least), short), cell(Some(most), short)]
-            };
-            let row = ends(|points| points.first()).into_iter().chain(ends(|points| points.last()));
-            table.push(std::iter::once(name.clone()).chain(row));
-        }
         let of = if named { format!(" in {}", run.name) } else { String::new() };
+        let (table, step) = last_updates(run);
         let caption = format!(
-            "{}{of}: a panel per kind of parameter, a line per block, on a logarithmic axis. The table has the least and the most \
-             of all blocks.",
-            self.what
+            "{}{of}: a panel per kind of parameter, a line per block, on a logarithmic axis. The table has every parameter at step {}.",
+            self.what,
+            findings::count(step)
         );
         let file = format!("{}-{}", self.file, file_part(&run.name));
         Some(Plate::multiples(&file, &caption, panels.collect(), table).into())
     }
 
     fn by_run(&self, runs: &[&RunCurves]) -> Option<Item> {
-        let all: Vec<Vec<Kind>> = runs.iter().map(|run| self.kinds(run)).collect();
+        let all = runs.iter().map(|run| (*run, self.kinds(run))).filter(|(_, kinds)| !kinds.is_empty());
+        let (runs, mut all): (Vec<&RunCurves>, Vec<Vec<Kind>>) = all.unzip();
+        let is_matrix = |kind: &Kind| kind.0.ends_with(".weight");
+        // Gains and biases would bury the matrices.
+        if all.iter().flatten().any(is_matrix) {
+            all.iter_mut().for_each(|kinds| kinds.retain(is_matrix));
+        }
         let mut names: Vec<&str> = Vec::new();
         for (name, _) in all.iter().flatten() {
             if !names.contains(&name.as_str()) {
@@ -175,8 +154,8 @@ impl Column {
             ..self.panel()
         });
         let caption = format!(
-            "{}: a panel per run, a line per kind of parameter, the mean over blocks, on a logarithmic axis. The table has the last \
-             step that was logged.",
+            "{}: a panel per run, a line per kind of matrix, the mean over blocks, on a logarithmic axis. The table has the last step \
+             that was logged.",
             self.what
         );
         Some(Plate::multiples(self.file, &caption, panels.collect(), table).into())
@@ -194,8 +173,8 @@ impl Column {
     }
 }
 
-/// Every parameter at the last step that was logged.
-fn last_updates(run: &RunCurves) -> Block {
+/// Every parameter at the last step that was logged, and the step.
+fn last_updates(run: &RunCurves) -> (Table, u64) {
     let last = run.updates.iter().map(|u| u.step).max().unwrap_or(0);
     let mut table = Table::new(&[
         ("parameter", Align::Left),
@@ -210,15 +189,14 @@ fn last_updates(run: &RunCurves) -> Block {
         table.push([
             line.parameter.clone(),
             line.optimizer.clone(),
-            cell(line.weight_rms, short),
-            cell(line.gradient_rms, short),
-            cell(line.update_rms, short),
-            cell(line.update_ratio, short),
+            cell(line.weight_rms, findings::figure),
+            cell(line.gradient_rms, findings::figure),
+            cell(line.update_rms, findings::figure),
+            cell(line.update_ratio, findings::figure),
             cell(line.condition, short),
         ]);
     }
-    let step = findings::count(last);
-    Block::Table(table, format!("What step {step} of {} did to every parameter.", run.name))
+    (table, last)
 }
 
 fn short(value: f64) -> String {
@@ -265,7 +243,7 @@ mod tests {
     fn few_runs_have_panels_by_kind_and_many_one_each() {
         let count = |runs: &[RunCurves]| update_items(runs).len();
         assert_eq!(count(&[RunCurves::default()]), 0);
-        assert_eq!(count(&[run("a")]), 3, "updates, conditions, the last step");
+        assert_eq!(count(&[run("a")]), 2, "updates and conditions");
         assert_eq!(count(&[run("a"), run("b"), run("c")]), 2);
     }
 }

@@ -24,6 +24,7 @@ pub use view::{Stored, View};
 use crate::random;
 pub(super) use error::shown;
 use evenkeel_kernels::memory::MappedFile;
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::ops::Range;
@@ -195,6 +196,15 @@ impl Weights {
         let numbers = tensor.view.read(self.bytes_of(tensor));
         self.forget(tensor);
         Ok(numbers)
+    }
+
+    /// A tensor's numbers as they are stored, row-major.
+    ///
+    /// # Errors
+    /// If there is no such tensor.
+    pub(crate) fn raw(&self, name: &str) -> Result<Cow<'_, [u8]>> {
+        let tensor = self.get(name)?;
+        Ok(tensor.view.raw(self.bytes_of(tensor)))
     }
 
     /// Rows of the first axis of a tensor, as float32, row-major.
