@@ -40,4 +40,4 @@ ek report "$work/runs/pre_ln" "$work/runs/op_soap" --out "$work/two" --force
 rm -rf docs/img/metrics "$work/two"
 mkdir -p docs/img/metrics
 cp "$work/all/kurtosis.svg" docs/img/blocks-kurtosis.svg
-for figure in "$work"/two/*.svg; do [ "$figure" = "$work/two/loss.svg" ] || cp "$figure" docs/img/metrics/; done
+for figure in $(grep -oh 'img/metrics/[^)]*\.svg' docs/*.md | sort -u); do cp "$work/two/${figure##*/}" docs/img/metrics/; done

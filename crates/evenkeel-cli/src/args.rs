@@ -21,7 +21,7 @@ pub(crate) struct Args {
 /// Options that every command takes.
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Common {
-    /// Override a configuration key; repeatable (train, config)
+    /// Override a configuration key; repeatable (train, sweep, experiment, config)
     #[arg(long, global = true, value_name = "KEY.PATH=VALUE", help_heading = "Everywhere")]
     pub(crate) set: Vec<String>,
     /// Where to compute; only `cpu` for now
@@ -36,7 +36,8 @@ pub(crate) struct Common {
     /// Print one JSON object on stdout
     #[arg(long, global = true, help_heading = "Everywhere")]
     pub(crate) json: bool,
-    /// Say what would be done and write nothing (quickstart, data tokenize, train, inspect, quantize, export, man)
+    /// Say what would be done and write nothing (quickstart, data tokenize, train, inspect, report, compare, sweep,
+    /// experiment, quantize, export, man)
     #[arg(long, global = true, help_heading = "Everywhere")]
     pub(crate) dry_run: bool,
     /// Only errors on stderr
@@ -51,7 +52,8 @@ pub(crate) struct Common {
     /// No progress bar; plain lines instead
     #[arg(long, global = true, help_heading = "Everywhere")]
     pub(crate) no_progress: bool,
-    /// Replace what an earlier run left at the output path (quickstart, data tokenize, train, quantize, export)
+    /// Replace what an earlier run left at the output path (quickstart, data tokenize, train, report, compare,
+    /// quantize, export)
     #[arg(long, global = true, help_heading = "Everywhere")]
     pub(crate) force: bool,
 }

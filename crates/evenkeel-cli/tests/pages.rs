@@ -30,7 +30,7 @@ fn sibling(sandbox: &Sandbox, run: &str, name: &str, seed: u32) {
         let text = sandbox.read(&format!("{run}/{log}"));
         sandbox.write(
             &format!("{name}/{log}"),
-            text.replace("\"train/loss\":5", &format!("\"train/loss\":5.{seed}")),
+            text.replace("\"train/loss\":5.", &format!("\"train/loss\":5.{seed}")),
         );
     }
     let config = sandbox.read(&format!("{run}/resolved.toml"));

@@ -156,7 +156,11 @@ fn runs_text(found: &RunsComparison, a: &Path, b: &Path) -> String {
     let (a, b) = (a.display().to_string(), b.display().to_string());
     let mut text = String::new();
     if !found.config.is_empty() {
-        let mut table = Table::new(&[("configuration", Align::Left), (&a, Align::Left), (&b, Align::Left)]);
+        let mut table = Table::new(&[
+            ("configuration", Align::Left),
+            (a.as_str(), Align::Left),
+            (b.as_str(), Align::Left),
+        ]);
         for key in &found.config {
             let value = |v: &Option<String>| v.clone().unwrap_or_else(|| "–".into());
             table.push([key.key.clone(), value(&key.a), value(&key.b)]);
@@ -166,13 +170,13 @@ fn runs_text(found: &RunsComparison, a: &Path, b: &Path) -> String {
     }
     let mut table = Table::new(&[
         ("", Align::Left),
-        (&a, Align::Right),
-        (&b, Align::Right),
+        (a.as_str(), Align::Right),
+        (b.as_str(), Align::Right),
         ("difference", Align::Right),
     ]);
     let mut row = |name: String, a: Option<f64>, b: Option<f64>, write: fn(f64) -> String| {
         let difference = a.zip(b).map(|(a, b)| b - a);
-        let signed = |v: f64| if v == 0.0 { "0".into() } else { format!("{v:+.4}") };
+        let signed = |v: f64| if v == 0.0 { "0".to_string() } else { format!("{v:+.4}") };
         table.push([name, cell(a, write), cell(b, write), cell(difference, signed)]);
     };
     let [first, second] = &found.ends;
