@@ -42,7 +42,7 @@ impl SmallMultiples {
         let columns = self.columns.clamp(1, self.panels.len());
         let left = EDGE + label_width(&y) + 8.0;
         // Named ticks may stand at both ends of a panel.
-        let gap = if first.x_ticks.is_empty() { 18.0 } else { 30.0 };
+        let gap = if first.x_ticks.is_empty() { 26.0 } else { 30.0 };
         let gaps = gap * (columns - 1) as f64;
         let panel = ((width - left - EDGE - 10.0 - gaps) / columns as f64).max(30.0);
         let x = whole.x_axis(panel - 8.0);
