@@ -77,7 +77,7 @@ pub(super) fn quantised_table(runs: &[RunCurves]) -> Option<Block> {
         ("file", Align::Left),
     ]);
     for (run, one) in runs.iter().flat_map(|run| run.quantised.iter().map(move |one| (run, one))) {
-        let [float, int] = one.perplexity.map(|p| findings::finite(p));
+        let [float, int] = one.perplexity.map(findings::finite);
         let cost = float.zip(int).filter(|(float, _)| *float > 0.0).map(|(float, int)| int / float - 1.0);
         let [float_bytes, int_bytes] = one.bytes.map(|b| b.map_or("–".into(), findings::bytes));
         let scheme = std::iter::once(&one.scheme).chain(&one.repairs).cloned().collect::<Vec<_>>();

@@ -19,24 +19,30 @@ pub(super) struct Setting {
 
 /// The settings of `runs`, in the order in which they first occur.
 pub(super) fn settings(runs: &[RunCurves]) -> Vec<Setting> {
-    // Configuration without the seed, and the seeds seen.
-    let mut known: Vec<(Option<toml::Table>, Vec<Option<toml::Value>>, Vec<usize>)> = Vec::new();
+    let mut known: Vec<Known> = Vec::new();
     for (i, run) in runs.iter().enumerate() {
         let mut config = run.config.clone();
         let train = config.as_mut().and_then(|c| c.get_mut("train")).and_then(toml::Value::as_table_mut);
         let seed = train.and_then(|train| train.remove("seed"));
         // The same seed twice is the same run twice, which a mean would hide.
-        let place =
-            known.iter().position(|(c, seeds, _)| c.is_some() && *c == config && !seeds.contains(&seed));
-        match place {
-            Some(place) => {
-                known[place].1.push(seed);
-                known[place].2.push(i);
+        let same = |k: &&mut Known| k.config.is_some() && k.config == config && !k.seeds.contains(&seed);
+        match known.iter_mut().find(same) {
+            Some(setting) => {
+                setting.seeds.push(seed);
+                setting.runs.push(i);
             }
-            None => known.push((config, vec![seed], vec![i])),
+            None => known.push(Known { config, seeds: vec![seed], runs: vec![i] }),
         }
     }
-    known.into_iter().map(|(_, _, places)| Setting { name: name(runs, &places), runs: places }).collect()
+    known.into_iter().map(|k| Setting { name: name(runs, &k.runs), runs: k.runs }).collect()
+}
+
+/// A setting that was met.
+struct Known {
+    /// Configuration without the seed.
+    config: Option<toml::Table>,
+    seeds: Vec<Option<toml::Value>>,
+    runs: Vec<usize>,
 }
 
 /// A single run's name, or what several begin with, without the beginning of "s0" or "seed-1".
