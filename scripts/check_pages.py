@@ -6,7 +6,7 @@
 Every page is opened in headless Chromium 360, 800 and 1280 pixels wide, light and dark. A page fails if it is wider than
 the window, if text of a figure leaves its figure or lies on other text of it, if an element sticks out of the one it is in
 without scrolling, if a figure has no table, if a colour scheme is not followed, if it asks for anything from elsewhere, or
-if the console has an error. Prints a table and exits 1 on a failure, 2 without a browser. `--shots` keeps a picture of each.
+if the console has an error. Prints a table and exits 1 on a failure, 3 without a browser. `--shots` keeps a picture of each.
 
 Only the standard library is used. A script in a temporary copy of each page measures it and tells the page around it, which
 holds all copies in frames of all widths (a window cannot be as narrow as a telephone) and is printed by `--dump-dom`.
@@ -150,7 +150,7 @@ def main():
     program = browser()
     if not program:
         print("no Chromium on the path", file=sys.stderr)
-        return 2
+        return 3
     if args.shots:
         os.makedirs(args.shots, exist_ok=True)
     print(f"{'page':32} {'width':>5} {'scheme':6} {'figures':>7} {'tables':>6} {'kB':>6}  faults")
