@@ -2,8 +2,8 @@
 
 pub(crate) mod bench;
 mod calibration;
-pub(crate) mod completions;
 pub(crate) mod compare;
+pub(crate) mod completions;
 pub(crate) mod config;
 pub(crate) mod data;
 pub(crate) mod doctor;

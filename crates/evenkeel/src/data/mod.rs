@@ -12,8 +12,8 @@
 pub mod corpus;
 pub mod dataset;
 pub mod error;
-pub mod images;
 mod format;
+pub mod images;
 pub mod inspect;
 mod output;
 pub mod packing;

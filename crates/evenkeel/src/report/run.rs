@@ -33,9 +33,6 @@ pub struct MetricLine {
     /// Validation loss, nats per token, at steps that evaluate.
     #[serde(default, rename = "val/loss")]
     pub val_loss: Option<f64>,
-    /// Share of the validation images whose class was found, at steps that evaluate; none for text.
-    #[serde(default, rename = "val/accuracy", skip_serializing_if = "Option::is_none")]
-    pub val_accuracy: Option<f64>,
     /// Learning rate of the step.
     #[serde(default)]
     pub lr: Option<f64>,
