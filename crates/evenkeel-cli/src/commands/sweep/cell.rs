@@ -13,6 +13,7 @@ use evenkeel::checkpoint::{CheckpointError, files};
 use evenkeel::config::{DataKind, RunConfig};
 use evenkeel::inspect;
 use evenkeel::metrics::Metrics;
+use evenkeel::model::config::NormPosition;
 use evenkeel::quant::{QuantReport, Scheme};
 use evenkeel::random::{FNV_OFFSET, fnv1a};
 use evenkeel::report::read_run;
@@ -144,17 +145,18 @@ fn sites(trainer: &Trainer, tokens: u64) -> Result<Vec<(String, Metrics)>, Failu
     Ok(report.sites.into_iter().filter(|s| stream(&s.site)).map(|s| (s.site, s.metrics)).collect())
 }
 
-/// Every scheme of the measure; none for images, whose models have no quantiser recipe.
+/// Every scheme of the measure; none for images and for post-norm models, which cannot be quantised yet.
 fn quantised(
     trainer: &Trainer,
     measure: &Measure,
     settings: &Settings,
 ) -> Result<Vec<(String, QuantReport)>, Failure> {
     let Feed::Text(sampler) = trainer.feed() else { return Ok(Vec::new()) };
-    if measure.quantize.is_empty() {
+    let model = trainer.model();
+    // A sweep over blocks is not to fail over the one that cannot be quantised.
+    if measure.quantize.is_empty() || model.config().norm_position != NormPosition::Pre {
         return Ok(Vec::new());
     }
-    let model = trainer.model();
     let seed = trainer.config().train.seed;
     let tokens = Some(measure.quantize_tokens).filter(|&tokens| tokens > 0);
     let texts =
