@@ -1,7 +1,8 @@
 //! One run of a sweep, as a process of its own: trains, measures, writes its record.
 //!
 //! The process stops after its step, with a checkpoint, when its stdin is closed: so it does when the one that started it is
-//! killed. A lock on its folder keeps a second one waiting until the first has ended.
+//! killed. Ctrl-C at a terminal reaches it as well as the one that started it, and asks the same. A lock on its folder keeps
+//! a second one waiting until the first has ended.
 
 use crate::args;
 use crate::commands::calibration::Texts;
@@ -9,6 +10,7 @@ use crate::commands::quantize::{Recipe, quantise};
 use crate::commands::train::{execute, host};
 use crate::failure::{Exit, Failure};
 use crate::settings::Settings;
+use crate::signals;
 use evenkeel::checkpoint::{CheckpointError, files};
 use evenkeel::config::{DataKind, RunConfig};
 use evenkeel::inspect;
@@ -46,6 +48,7 @@ pub(crate) struct Task {
 
 pub(crate) fn run(args: args::Cell, settings: &Settings) -> Result<Exit, Failure> {
     let begun = Instant::now();
+    let control = stopped_by_stdin(settings)?;
     let task: Task = files::read_json(&args.dir.join("cell.json"))?;
     let config = RunConfig::load(&args.dir.join("cell.toml"), &[])?;
     let key = key(&config, &task.measure)?;
@@ -55,7 +58,6 @@ pub(crate) fn run(args: args::Cell, settings: &Settings) -> Result<Exit, Failure
     if task.records.join(format!("{key}.json")).is_file() {
         return Ok(Exit::Done);
     }
-    let control = stopped_by_stdin();
     let mut trained = config.clone();
     if let Some(path) = &task.data_path {
         trained.data.path = path.display().to_string();
@@ -103,16 +105,16 @@ pub(crate) fn run(args: args::Cell, settings: &Settings) -> Result<Exit, Failure
     Ok(Exit::Done)
 }
 
-/// Asks to stop once stdin has ended.
-fn stopped_by_stdin() -> Control {
-    let control = Control::default();
+/// Asks to stop once stdin has ended, or at a signal.
+fn stopped_by_stdin(settings: &Settings) -> Result<Control, Failure> {
+    let control = signals::listen(settings.quiet, signals::TRAINING)?;
     let stop = control.stop.clone();
     std::thread::spawn(move || {
         let mut rest = Vec::new();
         let _ = std::io::stdin().read_to_end(&mut rest);
         stop.store(true, Ordering::SeqCst);
     });
-    control
+    Ok(control)
 }
 
 /// Loss and accuracy on all of the validation data.

@@ -45,6 +45,8 @@ pub(crate) struct Runner<'a> {
 
 /// Processes at most; beyond it a typing error only exhausts memory.
 const MOST_JOBS: usize = 1024;
+/// How a process ends that was asked to stop, see [`crate::failure::Exit::Interrupted`].
+const INTERRUPTED: i32 = 130;
 
 impl Runner<'_> {
     /// Runs them; a run that cannot be made ends the others after their steps, and nothing is lost.
@@ -96,6 +98,9 @@ impl Runner<'_> {
                 work_done += plan::cost(cell).map_or(0.0, |p| plan::flops(&p));
                 let left = begun.elapsed().as_secs_f64() * (all_work / work_done - 1.0);
                 self.say(&finished(cell, records, done, total, left));
+            } else if output.as_ref().is_ok_and(|o| o.status.code() == Some(INTERRUPTED)) {
+                // Ctrl-C reaches every process at a terminal, and this one's turn may come last.
+                control.stop.store(true, Ordering::SeqCst);
             } else if !control.stop.load(Ordering::Relaxed) && failure.is_none() {
                 failure = Some(failed(cell, output));
             }
