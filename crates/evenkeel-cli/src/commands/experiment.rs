@@ -48,6 +48,9 @@ pub(crate) fn run(args: args::Experiment, settings: &Settings) -> Result<Exit, F
     let all = distinct(sweeps.iter().flat_map(|s| &s.cells));
     let (i, n) = runner::shard(args.jobs.shard.as_deref())?;
     let mine: Vec<Cell> = all.iter().skip(i - 1).step_by(n).cloned().collect();
+    // Small models keep one core busy and no more.
+    let usual = if scale == Scale::Small { settings.threads.min(runner::MOST_JOBS) } else { 1 };
+    let jobs = runner::jobs(args.jobs.jobs.unwrap_or(usual))?;
     let mut records = Records::open(&args.records)?;
     if settings.dry_run {
         plan::print(&mine, &records, settings)?;
@@ -59,8 +62,6 @@ pub(crate) fn run(args: args::Experiment, settings: &Settings) -> Result<Exit, F
     if missing.clone().any(|c| c.config.data.path == SMALL_TEXT) {
         corpus::tokenised(&corpus::read(None)?, &small)?;
     }
-    // Small models keep one core busy and no more.
-    let jobs = args.jobs.jobs.unwrap_or(if scale == Scale::Small { settings.threads } else { 1 });
     let data = |path: &str| -> Option<PathBuf> { (path == SMALL_TEXT).then(|| small.clone()) };
     let runner =
         Runner { out: &args.out, records: &args.records, data: &data, keep: args.keep, jobs, settings };

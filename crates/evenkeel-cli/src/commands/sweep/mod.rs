@@ -28,6 +28,7 @@ pub(crate) fn run(args: args::Sweep, settings: &Settings) -> Result<Exit, Failur
         ));
     }
     let shard = runner::shard(args.jobs.shard.as_deref())?;
+    let jobs = runner::jobs(args.jobs.jobs.or(sweep.jobs).unwrap_or(1))?;
     let figures = figures(&args.figure, &sweep)?;
     let stem = args.file.file_stem().map_or("sweep".into(), |s| s.to_string_lossy().into_owned());
     let out = args.out.unwrap_or_else(|| Path::new("runs").join(&stem));
@@ -39,7 +40,6 @@ pub(crate) fn run(args: args::Sweep, settings: &Settings) -> Result<Exit, Failur
     }
     refuse_foreign(&out, settings)?;
     let control = signals::listen(settings.quiet, runner::STOPPING)?;
-    let jobs = args.jobs.jobs.or(sweep.jobs).unwrap_or(1);
     let runner =
         Runner { out: &out, records: &out.join("records"), data: &|_| None, keep: true, jobs, settings };
     let done = runner.run(&mine, &mut records, &control)?;

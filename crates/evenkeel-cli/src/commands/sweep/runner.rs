@@ -37,14 +37,14 @@ pub(crate) struct Runner<'a> {
     pub(crate) data: &'a dyn Fn(&str) -> Option<PathBuf>,
     /// Whether checkpoints of finished runs stay.
     pub(crate) keep: bool,
-    /// Runs at a time.
+    /// Runs at a time, see [`jobs()`].
     pub(crate) jobs: usize,
     /// The common options.
     pub(crate) settings: &'a Settings,
 }
 
 /// Processes at most; beyond it a typing error only exhausts memory.
-const MOST_JOBS: usize = 1024;
+pub(crate) const MOST_JOBS: usize = 1024;
 /// How a process ends that was asked to stop, see [`crate::failure::Exit::Interrupted`].
 const INTERRUPTED: i32 = 130;
 
@@ -56,12 +56,6 @@ impl Runner<'_> {
         records: &mut Records,
         control: &Control,
     ) -> Result<Done, Failure> {
-        if self.jobs == 0 || self.jobs > MOST_JOBS {
-            return Err(Failure::input(
-                format!("--jobs must lie between 1 and {MOST_JOBS}"),
-                "as many as cores is a good choice for small models",
-            ));
-        }
         let mut queue: VecDeque<&Cell> = cells.iter().filter(|c| records.get(&c.key).is_none()).collect();
         let total = queue.len();
         if total < cells.len() {
@@ -74,7 +68,7 @@ impl Runner<'_> {
         let mut failure = None;
         loop {
             let stop = control.stop.load(Ordering::Relaxed) || failure.is_some();
-            while !stop && running.len() < self.jobs.min(MOST_JOBS) {
+            while !stop && running.len() < self.jobs {
                 let Some(cell) = queue.pop_front() else { break };
                 let mut child = self.start(cell)?;
                 running.insert(cell.key.clone(), (cell, child.stdin.take()));
@@ -185,6 +179,17 @@ fn failed(cell: &Cell, output: std::io::Result<Output>) -> Failure {
         hint => hint,
     };
     Failure::input(format!("{}: {}", cell.name(), strip(sentence, "error:")), hint)
+}
+
+/// Runs at a time, of those asked for; settled before anything is touched.
+pub(crate) fn jobs(asked: usize) -> Result<usize, Failure> {
+    match asked {
+        1..=MOST_JOBS => Ok(asked),
+        _ => Err(Failure::input(
+            format!("--jobs must lie between 1 and {MOST_JOBS}, not {asked}"),
+            "as many as cores is a good choice for small models",
+        )),
+    }
 }
 
 /// `I/N`, from 1/1 where nothing is asked.
