@@ -123,7 +123,9 @@ impl Figure {
                 let sums = m.sums.iter().map(|s| s.map(f64::abs)).sum::<Option<f64>>()?;
                 Some(m.sums[1]? / sums).filter(|share| share.is_finite())
             }),
-            What::Cost(scheme) => quantised(record, scheme).map(|q| q.perplexity / q.float_perplexity - 1.0),
+            What::Cost(scheme) => quantised(record, scheme)
+                .map(|q| q.perplexity / q.float_perplexity - 1.0)
+                .filter(|cost| !cost.is_nan()),
             What::Quantised(scheme) => quantised(record, scheme).map(|q| q.perplexity),
         }
     }

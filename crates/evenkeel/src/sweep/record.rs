@@ -11,7 +11,7 @@ use crate::metrics::Metrics;
 use crate::quant::{PRESETS, QuantReport};
 use crate::report::run::{RunCurves, StatLine};
 use crate::train::{MomentsLine, Outcome};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -85,12 +85,19 @@ pub struct Origin {
 pub struct Quantised {
     /// Name of the scheme.
     pub scheme: String,
-    /// Perplexity before.
+    /// Perplexity before. Infinite if it is beyond numbers, for which JSON has null; so are the two that follow.
+    #[serde(deserialize_with = "or_infinite")]
     pub float_perplexity: f64,
     /// Perplexity after.
+    #[serde(deserialize_with = "or_infinite")]
     pub perplexity: f64,
     /// Mean KL divergence over tokens, nats.
+    #[serde(deserialize_with = "or_infinite")]
     pub kl: f64,
+}
+
+fn or_infinite<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or(f64::INFINITY))
 }
 
 /// Sums of the terms of moment control at a site.
@@ -256,7 +263,7 @@ fn by_metric(sites: &[(String, Metrics)]) -> BTreeMap<String, BTreeMap<String, f
     let mut out: BTreeMap<String, BTreeMap<String, f64>> = BTreeMap::new();
     for (site, metrics) in sites {
         for &name in Metrics::NAMES {
-            if let Some(value) = metrics.get(name) {
+            if let Some(value) = metrics.get(name).filter(|v| v.is_finite()) {
                 out.entry(name.into()).or_default().insert(site.clone(), value);
             }
         }
@@ -456,6 +463,20 @@ mod tests {
         assert_eq!(last_loss(&logs()), Some((96..=100).map(|s| 10.0 / f64::from(s)).sum::<f64>() / 5.0));
         assert_eq!(rounded(1.0 / 3.0), 0.333333);
         assert_eq!(rounded(1234567.0), 1234570.0);
+    }
+
+    #[test]
+    fn a_record_of_what_is_beyond_numbers_comes_back() {
+        let text = r#"{"scheme": "w8a8", "float_perplexity": 10.0, "perplexity": 1.0, "kl": 0.1}"#;
+        let mut record = crate::sweep::figure::tests::record();
+        record.quantised = vec![serde_json::from_str(text).unwrap()];
+        record.quantised[0].perplexity = f64::INFINITY;
+        let back: RunRecord = serde_json::from_slice(&serde_json::to_vec(&record).unwrap()).unwrap();
+        assert_eq!(back, record);
+        let site =
+            |kurtosis| ("embed".to_string(), Metrics { kurtosis: Some(kurtosis), ..Metrics::default() });
+        assert!(by_metric(&[site(f64::INFINITY)]).is_empty());
+        assert_eq!(by_metric(&[site(2.0)])["kurtosis"]["embed"], 2.0);
     }
 
     #[test]
