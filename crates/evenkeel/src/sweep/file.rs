@@ -4,7 +4,7 @@ use super::record::Measure;
 use super::{SweepError, key};
 use crate::config::{Override, RunConfig};
 use serde::Deserialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 
@@ -192,6 +192,7 @@ impl Plan {
         let common = self.start()?;
         let mut cells = Vec::new();
         let mut known: BTreeMap<String, String> = BTreeMap::new();
+        let mut groups = BTreeSet::new();
         for variant in variants {
             for combination in 0..combinations {
                 let chosen = choose(&axes, combination);
@@ -201,6 +202,15 @@ impl Plan {
                         return Err(PlanError::Sweep(SweepError::Twice { first, second }));
                     }
                     cells.push(cell);
+                }
+                // Seeds are averaged by this name.
+                if let Some(last) = cells.last()
+                    && !groups.insert(last.group.clone())
+                {
+                    return file(format!(
+                        "two settings are called \"{}\"; give each variant a name",
+                        last.group
+                    ));
                 }
             }
         }
@@ -353,6 +363,8 @@ mod tests {
             said("[[variant]]\nname = \"a\"\n[[variant]]\nname = \"b\"")
                 .contains("a, seed 0 and b, seed 0 are one run")
         );
+        let called = "[[variant]]\nname = \"a\"\n[[variant]]\nname = \"a\"\nset = { train.steps = 3 }";
+        assert!(said(called).contains("two settings are called \"a\""), "{}", said(called));
         assert!(said("base = \"none.toml\"").contains("none.toml"));
         let many: Vec<String> = (0..400).map(|i| i.to_string()).collect();
         let many = many.join(", ");
