@@ -15,25 +15,49 @@
 use crate::sweep::figure::number;
 use crate::sweep::{Figure, Group, SweepError};
 use serde::{Deserialize, Serialize};
+use toml::{Table, Value};
 
 /// What the paper says, and how it is checked.
 #[derive(Clone, Debug, Deserialize)]
+#[serde(try_from = "Table")]
 pub struct Claim {
     /// The paper's outcome as a sentence.
     pub says: String,
     /// The paper's figures, where it gives some.
-    #[serde(default)]
     pub paper: Option<String>,
     /// Name of the figure that is compared.
     pub figure: String,
     /// The rule.
-    #[serde(flatten)]
     pub rule: Rule,
+}
+
+/// What is neither a sentence nor a figure is the rule, of which there is one.
+impl TryFrom<Table> for Claim {
+    type Error = String;
+
+    fn try_from(mut table: Table) -> Result<Self, String> {
+        let mut text = |key: &str| match table.remove(key) {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text)),
+            Some(_) => Err(format!("`{key}` of a claim must be text")),
+        };
+        let says = text("says")?.ok_or("a claim says nothing: `says` is missing")?;
+        let (paper, figure) = (text("paper")?, text("figure")?);
+        let figure = figure.ok_or_else(|| format!("the claim \"{says}\" has no `figure`"))?;
+        if table.len() != 1 {
+            let keys: Vec<&str> = table.keys().map(String::as_str).collect();
+            let has = if keys.is_empty() { "none".into() } else { keys.join(", ") };
+            return Err(format!("the claim \"{says}\" needs one rule, and has {has}"));
+        }
+        let rule = Value::Table(table).try_into();
+        let rule = rule.map_err(|e: toml::de::Error| format!("the claim \"{says}\": {}", e.message()))?;
+        Ok(Self { says, paper, figure, rule })
+    }
 }
 
 /// See the table above.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Rule {
     /// Groups from the smallest figure to the largest.
     Rising(Vec<String>),

@@ -9,7 +9,11 @@ use serde::Deserialize;
 
 /// What is drawn.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(untagged, deny_unknown_fields)]
+#[serde(
+    untagged,
+    deny_unknown_fields,
+    expecting = "a plot is { curve = METRIC }, { layers = FIGURE } or { x = FIGURE, y = FIGURE }"
+)]
 pub enum Plot {
     /// A metric over training, mean over the residual stream and over seeds; `"train_loss"` too.
     Curve {
