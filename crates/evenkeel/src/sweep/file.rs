@@ -208,7 +208,7 @@ impl Plan {
                     && !groups.insert(last.group.clone())
                 {
                     return file(format!(
-                        "two settings are called \"{}\"; give each variant a name",
+                        "two settings are called \"{}\"; give each variant a name of its own",
                         last.group
                     ));
                 }
