@@ -44,18 +44,28 @@ fn command(words: &[&str], repository: &Path) -> Result<(), String> {
         _ if SOURCES.iter().any(|folder| program.starts_with(folder)) => {
             shell_script(program, arguments, repository)
         }
-        // Behind a program that starts others, such as srun or nohup.
-        _ => match arguments.iter().position(|word| *word == "evenkeel") {
-            Some(at) => own(&arguments[at + 1..]),
-            None => Ok(()),
-        },
+        // Behind a program that starts others, such as srun, nohup or sbatch.
+        _ => {
+            let script = |word: &&str| SOURCES.iter().any(|f| word.starts_with(f)) && word.ends_with(".sh");
+            if let Some(script) = arguments.iter().copied().find(|word| script(word)) {
+                return shell_script(script, &[], repository);
+            }
+            // GNU parallel's own arguments are those behind `:::`.
+            let end = arguments.iter().position(|word| *word == ":::").unwrap_or(arguments.len());
+            match arguments[..end].iter().position(|word| *word == "evenkeel") {
+                Some(at) => own(&arguments[at + 1..end]),
+                None => Ok(()),
+            }
+        }
     }
 }
 
 /// The program reads its arguments one after the other, so that help asked for at the end comes only if all before it
-/// were understood.
+/// were understood. A variable is the reader's, and stands for a number as well as for a word.
 fn own(arguments: &[&str]) -> Result<(), String> {
-    let parsed = output(program().args(arguments).arg("--help"));
+    let variable = |word: &&str| word.starts_with('$') && !word.contains('/');
+    let arguments: Vec<&str> = arguments.iter().map(|w| if variable(w) { "1" } else { *w }).collect();
+    let parsed = output(program().args(&arguments).arg("--help"));
     said(&parsed, 0)?;
     if !matches!(arguments.first(), Some(&("train" | "config"))) {
         return Ok(());

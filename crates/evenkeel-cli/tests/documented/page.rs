@@ -63,9 +63,10 @@ pub(crate) struct Page {
 }
 
 /// Info-string words of commands that are not run.
-const NEEDS: [&str; 5] = ["needs-data", "needs-network", "needs-python", "needs-cargo", "slow"];
+const NEEDS: [&str; 6] =
+    ["needs-data", "needs-network", "needs-python", "needs-cargo", "needs-cluster", "slow"];
 /// Programs that a plain block may not hold, and the word that it needs.
-const FOREIGN: [(&str, &str); 12] = [
+const FOREIGN: [(&str, &str); 18] = [
     ("cargo", "needs-cargo"),
     ("just", "needs-cargo"),
     ("git", "needs-cargo"),
@@ -78,6 +79,12 @@ const FOREIGN: [(&str, &str); 12] = [
     ("wget", "needs-network"),
     ("hf", "needs-network"),
     ("huggingface-cli", "needs-network"),
+    ("sbatch", "needs-cluster"),
+    ("srun", "needs-cluster"),
+    ("squeue", "needs-cluster"),
+    ("ssh", "needs-cluster"),
+    ("rsync", "needs-cluster"),
+    ("parallel", "needs-cluster"),
 ];
 
 impl Page {

@@ -30,6 +30,24 @@ pub(crate) const SMALL: &[(&str, &[(&str, &str)])] = &[
             ("--set", "model.context=32"),
         ],
     ),
+    // 32 x 32 pixels in patches of 4, and the class token.
+    ("train vit*", &[("--set", "model.context=65")]),
+    (
+        "sweep *",
+        &[
+            ("--set", "train.steps=4"),
+            ("--set", "train.batch_sequences=2"),
+            ("--set", "train.eval_tokens=512"),
+            ("--set", "train.checkpoint_every_steps=2"),
+            ("--set", "telemetry.stats_every_steps=2"),
+            ("--set", "model.depth=1"),
+            ("--set", "model.width=32"),
+            ("--set", "model.heads=2"),
+            ("--set", "model.context=32"),
+        ],
+    ),
+    // Their smallest is minutes; tests of the command train less.
+    ("experiment *", &[("--dry-run", "")]),
     // tests/quickstart.rs runs it; even its shortest run takes half a minute.
     ("quickstart*", &[("--dry-run", ""), ("--corpus", "docs")]),
     // The same tokens as those that are there, made again.
