@@ -46,6 +46,7 @@ pub(crate) fn run(args: args::Experiment, settings: &Settings) -> Result<Exit, F
     let sweeps: Vec<Sweep> =
         experiments.iter().map(|e| e.sweep(scale, &settings.overrides)).collect::<Result<_, _>>()?;
     let all = distinct(sweeps.iter().flat_map(|s| &s.cells));
+    plan::check(&all)?;
     let (i, n) = runner::shard(args.jobs.shard.as_deref())?;
     let mine: Vec<Cell> = all.iter().skip(i - 1).step_by(n).cloned().collect();
     // Small models keep one core busy and no more.

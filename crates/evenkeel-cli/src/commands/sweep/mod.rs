@@ -32,8 +32,9 @@ pub(crate) fn run(args: args::Sweep, settings: &Settings) -> Result<Exit, Failur
     let figures = figures(&args.figure, &sweep)?;
     let stem = args.file.file_stem().map_or("sweep".into(), |s| s.to_string_lossy().into_owned());
     let out = args.out.unwrap_or_else(|| Path::new("runs").join(&stem));
-    let mut records = Records::open(&out.join("records"))?;
     let mine: Vec<Cell> = sweep.shard(shard.0, shard.1).into_iter().cloned().collect();
+    plan::check(&sweep.cells)?;
+    let mut records = Records::open(&out.join("records"))?;
     if settings.dry_run {
         plan::print(&mine, &records, settings)?;
         return Ok(Exit::Done);

@@ -3,6 +3,7 @@
 use crate::failure::Failure;
 use crate::output;
 use crate::settings::Settings;
+use evenkeel::Hint;
 use evenkeel::report::{Align, Table};
 use evenkeel::sweep::{Cell, Records};
 use evenkeel::train::{MemoryPlan, plan_memory};
@@ -12,7 +13,12 @@ use serde_json::json;
 pub(crate) fn cost(cell: &Cell) -> Result<MemoryPlan, Failure> {
     let mut config = cell.config.clone();
     config.model.vocab = config.model.vocab.max(1);
-    Ok(plan_memory(&config)?)
+    plan_memory(&config).map_err(|e| Failure::input(format!("{}: {e}", cell.name()), e.hint()))
+}
+
+/// Whether each makes a network, which is better known before the first is trained than hours later.
+pub(crate) fn check(cells: &[Cell]) -> Result<(), Failure> {
+    cells.iter().try_for_each(|cell| cost(cell).map(|_| ()))
 }
 
 /// Multiplications and additions of training: 6 for each parameter and token, attention left out.
