@@ -79,11 +79,15 @@ fn rises(records: &[Value]) -> &'static str {
     }
 }
 
+/// The command that runs [`MINE`].
+fn experiment<'a>(more: &[&'a str]) -> Vec<&'a str> {
+    [&["experiment", "mine.toml", "--records", "found"], more].concat()
+}
+
 #[test]
 fn an_experiment_of_ones_own_is_run_once_and_judged() {
     let sandbox = Sandbox::new();
     sandbox.write("mine.toml", MINE);
-    let experiment = |more: &[&str]| [&["experiment", "mine.toml", "--records", "found"], more].concat();
     // One run of six: nothing is judged on that.
     let part = sandbox.json(&experiment(&["--out", "a", "--shard", "1/6", "--keep"]));
     let claims = part["experiments"][0]["claims"].as_array().unwrap();
