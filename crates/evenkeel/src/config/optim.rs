@@ -61,7 +61,8 @@ const COMMON: [&str; 15] = [
 ];
 
 /// Applies overrides to a file: the optimiser is settled first, since it decides what keys mean. One that is set from
-/// outside over a file that spells another's settings out is refused: it would run with those.
+/// outside over a file that spells another's settings out is refused, since it would run with those, unless all of them are
+/// set from outside as well.
 pub(super) fn apply(user: &mut Table, overrides: &[Override]) -> Result<OptimizerName, ConfigError> {
     let named = |table: &Table| name_of(table.get("optim").and_then(|o| o.get("name")), "optim.name");
     let mut both = user.clone();
@@ -71,7 +72,15 @@ pub(super) fn apply(user: &mut Table, overrides: &[Override]) -> Result<Optimize
     let (given, optimizer) = (named(user).ok(), named(&both)?);
     if let Some(Value::Table(table)) = user.get_mut("optim") {
         if let Some(given) = given.filter(|given| *given != optimizer) {
-            refuse_settings_of(given, optimizer, table)?;
+            let replaced = |key: &str| {
+                overrides.iter().any(|o| {
+                    let own = o.key.strip_prefix("optim.");
+                    own.is_some_and(|own| {
+                        own == key || optimizer.alias(own).is_some_and(|known| known == key)
+                    })
+                })
+            };
+            refuse_settings_of(given, optimizer, table, &replaced)?;
         }
         resolve_aliases(table, optimizer, "optim")?;
     }
@@ -87,8 +96,14 @@ pub(super) fn apply(user: &mut Table, overrides: &[Override]) -> Result<Optimize
     Ok(optimizer)
 }
 
-fn refuse_settings_of(given: OptimizerName, set: OptimizerName, table: &Table) -> Result<(), ConfigError> {
-    let own: Vec<&str> = table.keys().map(String::as_str).filter(|k| !COMMON.contains(k)).collect();
+fn refuse_settings_of(
+    given: OptimizerName,
+    set: OptimizerName,
+    table: &Table,
+    replaced: &dyn Fn(&str) -> bool,
+) -> Result<(), ConfigError> {
+    let stays = |key: &&str| !COMMON.contains(key) && !replaced(key);
+    let own: Vec<&str> = table.keys().map(String::as_str).filter(stays).collect();
     if own.is_empty() {
         return Ok(());
     }

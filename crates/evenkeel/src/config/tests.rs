@@ -131,3 +131,18 @@ fn a_size_stands_for_numbers_that_the_file_may_change() {
     assert!(error.hint().contains("describes the sizes"));
     assert!(matches!(load("[model]\nsize = 7", &[]), Err(ConfigError::Type { .. })));
 }
+
+#[test]
+fn an_optimiser_set_from_outside_needs_every_setting_of_the_files_set_too() {
+    let load = |set: &[Override]| {
+        let file = "[optim]\nlr_peak = 1e-3\nbeta1 = 0.9\nbeta2 = 0.999";
+        RunConfig::from_table(file.parse().unwrap(), set)
+    };
+    let soap = Override::text("optim.name", "soap");
+    let betas = [("optim.beta1", "0.8"), ("optim.beta2", "0.95")].map(|(k, v)| Override::new(k, v));
+    let stay = |set: &[Override]| load(set).unwrap_err().to_string();
+    assert!(stay(&[soap.clone()]).ends_with("sets beta1, beta2, which would stay"));
+    assert!(stay(&[soap.clone(), betas[0].clone()]).ends_with("sets beta2, which would stay"));
+    let config = load(&[soap, betas[0].clone(), betas[1].clone()]).unwrap().to_toml().unwrap();
+    assert!(config.contains("beta1 = 0.8") && config.contains("beta2 = 0.95"), "{config}");
+}
