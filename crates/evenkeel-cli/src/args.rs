@@ -53,7 +53,7 @@ pub(crate) struct Common {
     #[arg(long, global = true, help_heading = "Everywhere")]
     pub(crate) no_progress: bool,
     /// Replace what an earlier run left at the output path (quickstart, data tokenize, train, report, compare,
-    /// quantize, export)
+    /// sweep, quantize, export)
     #[arg(long, global = true, help_heading = "Everywhere")]
     pub(crate) force: bool,
 }

@@ -1,8 +1,8 @@
 //! One run of a sweep, as a process of its own: trains, measures, writes its record.
 //!
 //! The process stops after its step, with a checkpoint, when its stdin is closed: so it does when the one that started it is
-//! killed. Ctrl-C at a terminal reaches it as well as the one that started it, and asks the same. A lock on its folder keeps
-//! a second one waiting until the first has ended.
+//! killed. So it does at a signal too, since Ctrl-C in a terminal and the end of a cluster's job reach it as well as the one
+//! that started it. A lock on its folder keeps a second one waiting until the first has ended.
 
 use crate::args;
 use crate::commands::calibration::Texts;
@@ -23,10 +23,11 @@ use evenkeel::sweep::record::{Measured, Origin, write};
 use evenkeel::sweep::{Measure, RunRecord, key};
 use evenkeel::train::{Control, Feed, Outcome, Prepared, RunDir, Trainer, evaluate};
 use serde::{Deserialize, Serialize};
+use std::fs::{File, TryLockError};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Calibration batches of a scheme, as in `quantize`.
 const CALIBRATION_BATCHES: usize = 4;
@@ -53,8 +54,11 @@ pub(crate) fn run(args: args::Cell, settings: &Settings) -> Result<Exit, Failure
     let config = RunConfig::load(&args.dir.join("cell.toml"), &[])?;
     let key = key(&config, &task.measure)?;
     let io = |source| CheckpointError::Io { path: args.dir.clone(), source };
-    let lock = std::fs::File::create(args.dir.join("lock")).map_err(io)?;
-    lock.lock().map_err(io)?;
+    let lock = File::create(args.dir.join("lock")).map_err(io)?;
+    let control = stopped_by_stdin()?;
+    if !locked(&lock, &control).map_err(io)? {
+        return Ok(Exit::Interrupted);
+    }
     if task.records.join(format!("{key}.json")).is_file() {
         return Ok(Exit::Done);
     }
@@ -105,9 +109,21 @@ pub(crate) fn run(args: args::Cell, settings: &Settings) -> Result<Exit, Failure
     Ok(Exit::Done)
 }
 
+/// Waits for a lock; false if it was asked to stop before.
+fn locked(lock: &File, control: &Control) -> std::io::Result<bool> {
+    loop {
+        match lock.try_lock() {
+            Ok(()) => return Ok(true),
+            Err(TryLockError::Error(e)) => return Err(e),
+            Err(TryLockError::WouldBlock) if control.stop.load(Ordering::SeqCst) => return Ok(false),
+            Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(200)),
+        }
+    }
+}
+
 /// Asks to stop once stdin has ended, or at a signal.
-fn stopped_by_stdin(settings: &Settings) -> Result<Control, Failure> {
-    let control = signals::listen(settings.quiet, signals::TRAINING)?;
+fn stopped_by_stdin() -> Result<Control, Failure> {
+    let control = signals::listen(true, signals::TRAINING)?;
     let stop = control.stop.clone();
     std::thread::spawn(move || {
         let mut rest = Vec::new();
@@ -192,7 +208,7 @@ fn fingerprint(trained: &RunConfig, recorded: &RunConfig) -> Result<String, Fail
     let mut hash = FNV_OFFSET;
     for path in paths.iter().filter(|p| p.is_file()) {
         let mut bytes = Vec::new();
-        std::fs::File::open(path).and_then(|f| f.take(BYTES).read_to_end(&mut bytes)).map_err(io)?;
+        File::open(path).and_then(|f| f.take(BYTES).read_to_end(&mut bytes)).map_err(io)?;
         hash = fnv1a(hash, &bytes);
     }
     let name = Path::new(&recorded.data.path)
