@@ -49,13 +49,12 @@ pub(crate) struct Task {
 
 pub(crate) fn run(args: args::Cell, settings: &Settings) -> Result<Exit, Failure> {
     let begun = Instant::now();
-    let control = stopped_by_stdin(settings)?;
+    let control = stopped_by_stdin()?;
     let task: Task = files::read_json(&args.dir.join("cell.json"))?;
     let config = RunConfig::load(&args.dir.join("cell.toml"), &[])?;
     let key = key(&config, &task.measure)?;
     let io = |source| CheckpointError::Io { path: args.dir.clone(), source };
     let lock = File::create(args.dir.join("lock")).map_err(io)?;
-    let control = stopped_by_stdin()?;
     if !locked(&lock, &control).map_err(io)? {
         return Ok(Exit::Interrupted);
     }
