@@ -226,7 +226,10 @@ fn doctor_knows_the_machine() {
     assert_eq!(report["version"], env!("CARGO_PKG_VERSION"));
     assert_eq!(report["threads"], 3);
     assert!(number(&report["cores"]) >= 1.0);
-    assert!(["portable", "avx2", "avx512"].contains(&report["isa"]["active"].as_str().unwrap()), "{report}");
+    assert!(
+        ["portable", "neon", "avx2", "avx512", "amx"].contains(&report["isa"]["active"].as_str().unwrap()),
+        "{report}"
+    );
     assert!(sandbox.ok(&["doctor"]).starts_with(&format!("evenkeel {}", env!("CARGO_PKG_VERSION"))));
     let output = sandbox.command(&["doctor"]).env("EVENKEEL_ISA", "mmx").output().unwrap();
     assert_eq!(output.status.code(), Some(2));

@@ -187,7 +187,7 @@ impl Experiment {
                 Scale::Small => &v.small,
                 Scale::Full => &v.full,
             };
-            set.extend(leaves(&v.set, false).into_iter().chain(leaves(own, false)));
+            set.extend(leaves(&v.set).into_iter().chain(leaves(own)));
             Variant { name: Some(v.name.clone()), set }
         });
         let plan = Plan {

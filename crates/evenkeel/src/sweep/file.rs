@@ -96,7 +96,7 @@ impl Sweep {
             base,
             run: parsed.run,
             seeds: parsed.seeds,
-            grid: leaves(&parsed.grid, true),
+            grid: leaves(&parsed.grid),
             variants: parsed.variant,
             measure: parsed.measure.clone(),
         };
@@ -220,7 +220,7 @@ impl Plan {
     /// The base with what every run changes.
     fn start(&self) -> Result<Table, PlanError> {
         let mut table = self.base.clone();
-        for (key, value) in leaves(&self.run, false) {
+        for (key, value) in leaves(&self.run) {
             let o = Override { key, value };
             o.apply(&mut table).map_err(|e| PlanError::File(e.to_string()))?;
         }
@@ -236,7 +236,7 @@ impl Plan {
         overrides: &[Override],
     ) -> Result<Vec<Cell>, PlanError> {
         let mut set: Vec<Override> =
-            leaves(&variant.set, false).into_iter().map(|(key, value)| Override { key, value }).collect();
+            leaves(&variant.set).into_iter().map(|(key, value)| Override { key, value }).collect();
         set.extend(
             chosen.iter().map(|(key, value)| Override { key: key.to_string(), value: (*value).clone() }),
         );
@@ -300,13 +300,13 @@ fn words(value: &Value) -> String {
     }
 }
 
-/// Dotted paths and values of a nested table, in the order of the file. With `lists` an array is a leaf like any other value.
-pub(crate) fn leaves(table: &Table, lists: bool) -> Vec<(String, Value)> {
+/// Dotted paths and values of a nested table, in order of their names, level by level.
+pub(crate) fn leaves(table: &Table) -> Vec<(String, Value)> {
     let mut out = Vec::new();
     for (key, value) in table {
         match value {
             Value::Table(inner) => {
-                out.extend(leaves(inner, lists).into_iter().map(|(k, v)| (format!("{key}.{k}"), v)));
+                out.extend(leaves(inner).into_iter().map(|(k, v)| (format!("{key}.{k}"), v)));
             }
             value => out.push((key.clone(), value.clone())),
         }
@@ -334,9 +334,9 @@ mod tests {
         .unwrap();
         assert_eq!((made.title.as_str(), made.cells.len()), ("rates", 8));
         let names: Vec<String> = made.cells.iter().map(Cell::name).collect();
-        assert_eq!(names[0], "Pre-LN, eps 1e-8, lr_peak 1e-3, seed 0");
-        assert_eq!(names[1], "Pre-LN, eps 1e-8, lr_peak 1e-3, seed 1");
-        assert_eq!(names[7], "preset op, eps 1e-8, lr_peak 3e-3, seed 1");
+        assert_eq!(names[0], "Pre-LN, lr_peak 1e-3, eps 1e-8, seed 0");
+        assert_eq!(names[1], "Pre-LN, lr_peak 1e-3, eps 1e-8, seed 1");
+        assert_eq!(names[7], "preset op, lr_peak 3e-3, eps 1e-8, seed 1");
         let last = &made.cells[7].config;
         assert_eq!((last.model.preset.as_str(), last.model.depth, last.train.steps), ("op", 2, 7));
         assert_eq!((last.optim.lr_peak, last.train.seed), (3e-3, 1));
