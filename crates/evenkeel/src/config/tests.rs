@@ -141,7 +141,7 @@ fn an_optimiser_set_from_outside_needs_every_setting_of_the_files_set_too() {
     let soap = Override::text("optim.name", "soap");
     let betas = [("optim.beta1", "0.8"), ("optim.beta2", "0.95")].map(|(k, v)| Override::new(k, v));
     let stay = |set: &[Override]| load(set).unwrap_err().to_string();
-    assert!(stay(&[soap.clone()]).ends_with("sets beta1, beta2, which would stay"));
+    assert!(stay(std::slice::from_ref(&soap)).ends_with("sets beta1, beta2, which would stay"));
     assert!(stay(&[soap.clone(), betas[0].clone()]).ends_with("sets beta2, which would stay"));
     let config = load(&[soap, betas[0].clone(), betas[1].clone()]).unwrap().to_toml().unwrap();
     assert!(config.contains("beta1 = 0.8") && config.contains("beta2 = 0.95"), "{config}");

@@ -199,7 +199,7 @@ fn kernels_agree_with_the_composition_in_the_whole_model() {
         let run = |model: &Transformer| {
             let mut g = Gradients::like(model.parameters().iter().map(|p| &p.tensor)).unwrap();
             let tape = noisy(Tape::recording());
-            let value = model.loss_of(&tape, &mut NoTap, &examples(&model)).unwrap();
+            let value = model.loss_of(&tape, &mut NoTap, &examples(model)).unwrap();
             tape.backward(&value, 1.0, &mut g).unwrap();
             g
         };
@@ -515,7 +515,7 @@ fn one_batch_is_learned_by_heart() {
 fn gradients_as(model: &Transformer, execution: Execution) -> (f32, Vec<Vec<f32>>) {
     let mut gradients = Gradients::like(model.parameters().iter().map(|p| &p.tensor)).unwrap();
     let tape = noisy(Tape::recording_as(execution));
-    let value = model.loss_of(&tape, &mut NoTap, &examples(&model)).unwrap();
+    let value = model.loss_of(&tape, &mut NoTap, &examples(model)).unwrap();
     tape.backward(&value, 1.0, &mut gradients).unwrap();
     let all = gradients.all().iter().map(|g| g.flatten_all().unwrap().to_vec1().unwrap()).collect();
     (value.tensor().to_scalar().unwrap(), all)

@@ -55,8 +55,10 @@ impl SmallMultiples {
         }
         for row in self.panels.chunks(columns) {
             top += 8.0;
+            // Into the gap beside it; beside the last one is only the edge.
+            let room = |i: usize| if i + 1 < columns { panel + gap - 8.0 } else { panel + 4.0 };
             let titles: Vec<Vec<String>> =
-                row.iter().map(|p| wrap(&p.title, SIZE * 1.05, panel + gap - 8.0, 3)).collect();
+                row.iter().enumerate().map(|(i, p)| wrap(&p.title, SIZE * 1.05, room(i), 3)).collect();
             let lines = titles.iter().map(Vec::len).max().unwrap_or(0);
             let plot_top = top + lines as f64 * LINE + 6.0;
             for (i, (chart, title)) in row.iter().zip(&titles).enumerate() {

@@ -146,7 +146,7 @@ impl Figure {
 pub fn number(value: f64) -> String {
     match value.abs() {
         0.0 => "0".into(),
-        a if a >= 1e5 || a < 1e-3 => format!("{value:.1e}"),
+        a if !(1e-3..1e5).contains(&a) => format!("{value:.1e}"),
         a if a >= 100.0 => format!("{value:.0}"),
         a if a >= 10.0 => format!("{value:.1}"),
         a if a >= 0.1 => format!("{value:.2}"),

@@ -27,7 +27,7 @@ pub struct Documents<'a> {
 enum Open<'a> {
     Lines(Lines<'a>),
     #[cfg(feature = "parquet")]
-    Table(&'a CorpusFile, ParquetTexts<File>),
+    Table(&'a CorpusFile, Box<ParquetTexts<File>>),
 }
 
 struct Lines<'a> {
@@ -97,7 +97,7 @@ impl<'a> Documents<'a> {
                 {
                     let table = ParquetTexts::open(source, &self.corpus.text_key)
                         .map_err(|fault| DataError::Parquet { path: path.clone(), fault })?;
-                    self.open = Some(Open::Table(file, table));
+                    self.open = Some(Open::Table(file, Box::new(table)));
                     Ok(None)
                 }
                 #[cfg(not(feature = "parquet"))]

@@ -153,8 +153,11 @@ fn links_that_lead_nowhere_or_in_a_circle_are_skipped() {
     assert!(skipped.iter().all(|s| s.reason == SkipReason::BrokenLink));
 }
 
+/// Name of a file, what its texts are called, and each of them.
+type GoldenFile = (String, String, Vec<Option<String>>);
+
 /// Files that scripts/golden/datasets.py wrote, copied into a folder: what is read of them, and what is expected.
-fn golden(names: impl Fn(&str) -> bool) -> (tempfile::TempDir, Vec<(String, String, Vec<Option<String>>)>) {
+fn golden(names: impl Fn(&str) -> bool) -> (tempfile::TempDir, Vec<GoldenFile>) {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/datasets");
     let expected = fs::read(source.join("expected.json")).unwrap();
     let expected: serde_json::Value = serde_json::from_slice(&expected).unwrap();

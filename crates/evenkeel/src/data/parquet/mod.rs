@@ -125,7 +125,7 @@ impl<R: Read + Seek> ParquetTexts<R> {
                 Page::Data(page) => match group.rows.checked_sub(page.rows) {
                     Some(rows) => {
                         group.rows = rows;
-                        group.page = Some(page);
+                        group.page = Some(*page);
                     }
                     None => return damaged("the pages of a row group have more rows than itself"),
                 },

@@ -45,7 +45,7 @@ struct Header {
 /// A page that was read: a dictionary, or rows.
 pub(super) enum Page {
     Dictionary(Dictionary),
-    Data(DataPage),
+    Data(Box<DataPage>),
     Other,
 }
 
@@ -115,7 +115,9 @@ pub(super) fn read<R: Read>(
         PageKind::Dictionary => {
             Page::Dictionary(dictionary(codec.unpack(bytes, header.unpacked as usize)?, &header)?)
         }
-        PageKind::Data { .. } | PageKind::DataV2 { .. } => Page::Data(data(bytes, &header, codec, optional)?),
+        PageKind::Data { .. } | PageKind::DataV2 { .. } => {
+            Page::Data(Box::new(data(bytes, &header, codec, optional)?))
+        }
     };
     Ok((page, of_header + header.packed))
 }
