@@ -45,5 +45,5 @@ fn collect(command: &Command, pages: &mut Vec<(String, String)>) -> Result<(), F
         Failure::input(format!("{} cannot be written: {e}", page.get_filename()), "report this as a defect")
     })?;
     pages.push((page.get_filename(), String::from_utf8_lossy(&text).into_owned()));
-    command.get_subcommands().try_for_each(|below| collect(below, pages))
+    command.get_subcommands().filter(|below| !below.is_hide_set()).try_for_each(|below| collect(below, pages))
 }

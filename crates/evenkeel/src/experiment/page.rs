@@ -113,7 +113,7 @@ impl<'a> Result<'a> {
         if let Some(note) = e.note(scale) {
             out.push_str(&format!("\n{}\n", fold(note)));
         }
-        out.push_str(&format!("\n{}\n{}", self.claims().to_markdown(), ""));
+        out.push_str(&format!("\n{}", self.claims().to_markdown()));
         out.push_str(&format!("\n{}", self.table().to_markdown()));
         for ((name, _), plot) in
             self.pictures().iter().zip(e.plots.iter().filter(|p| p.chart(&self.groups).is_some()))
@@ -135,11 +135,7 @@ pub fn reproduction(results: &[Result], scale: Scale, pictures: &str) -> String 
     let mut counts = [0usize; 4];
     for r in results {
         for (i, j) in r.judgements.iter().enumerate() {
-            let name = if i == 0 {
-                format!("[{0}](#{1})", r.experiment.name, anchor(&r.experiment.title))
-            } else {
-                String::new()
-            };
+            let name = if i == 0 { r.experiment.name.clone() } else { String::new() };
             verdicts.push([name, j.says.clone(), j.verdict.words().into()]);
             counts[j.verdict as usize] += 1;
         }
@@ -164,7 +160,7 @@ pub fn reproduction(results: &[Result], scale: Scale, pictures: &str) -> String 
             n => format!(", {n} have runs missing"),
         },
     )));
-    out.push_str(&format!("\n\n{}\n", verdicts.to_markdown()));
+    out.push_str(&format!("\n{}\n", verdicts.to_markdown()));
     for origin in origins(records.iter().copied()) {
         out.push_str(&format!("- {origin}\n"));
     }
@@ -195,15 +191,6 @@ fn origins<'r>(records: impl Iterator<Item = &'r RunRecord>) -> Vec<String> {
 
 fn command(e: &Experiment, scale: Scale) -> String {
     format!("evenkeel experiment {} --scale {}", e.name, scale.name())
-}
-
-/// As code hosts make anchors of headings.
-fn anchor(title: &str) -> String {
-    let kept = title.to_lowercase();
-    kept.chars()
-        .filter(|c| c.is_alphanumeric() || *c == ' ' || *c == '-' || *c == '_')
-        .collect::<String>()
-        .replace(' ', "-")
 }
 
 /// Lines of at most 120 characters.
@@ -247,6 +234,5 @@ mod tests {
         assert!(page.contains("| not run |") && !page.contains("| yes |"), "{page}");
         assert!(results[0].page(Scale::Small).contains("not run"));
         assert!(page.lines().filter(|l| !l.starts_with('|')).all(|l| l.chars().count() <= 130));
-        assert_eq!(anchor("OP, per layer: Pre-LN"), "op-per-layer-pre-ln");
     }
 }
