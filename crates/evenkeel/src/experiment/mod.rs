@@ -1,6 +1,6 @@
 //! The paper's findings as experiments: which runs show each, what the paper found, and a judge that compares.
 //!
-//! [`file`] reads an experiment: groups of runs at two scales, and claims. A [`claim`] is a sentence with a rule that can be
+//! [`mod@file`] reads an experiment: groups of runs at two scales, and claims. A [`claim`] is a sentence with a rule that can be
 //! checked on records ([`crate::sweep::RunRecord`]). [`library`] holds the experiments of the repository, [`page`] writes the
 //! pages. Runs of several experiments that are the same run are made once, since a record is found by its key.
 

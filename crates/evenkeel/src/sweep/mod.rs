@@ -1,6 +1,6 @@
 //! Many runs from one file: every combination of settings, each with several seeds.
 //!
-//! [`file`] says what is run, [`key`] names a run by everything that determines it, [`record`] keeps what came of it in one
+//! [`mod@file`] says what is run, [`mod@key`] names a run by everything that determines it, [`record`] keeps what came of it in one
 //! small file, [`figure`] are the numbers that can be asked of a record, and [`summary`] is the table over seeds. A run that
 //! has a record is never run again, wherever the record was made.
 //!
