@@ -1,6 +1,7 @@
 //! What was typed.
 
 pub(crate) mod bench;
+pub(crate) mod sweep;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
@@ -84,12 +85,12 @@ pub(crate) enum Command {
     /// Training runs side by side: a page, and a figure for each metric
     Report(Report),
     /// Train every combination of settings in a file, under several seeds, and compare
-    Sweep(Sweep),
+    Sweep(sweep::Sweep),
     /// The paper's findings: run what shows each, judge it, and print paper, measured, verdict
-    Experiment(Experiment),
+    Experiment(sweep::Experiment),
     /// A run of a sweep, as the sweep starts it
     #[command(hide = true)]
-    Cell(Cell),
+    Cell(sweep::Cell),
     /// What differs between two runs or two models, or that nothing does
     Compare(Compare),
     /// Quantise a model and measure what it costs
@@ -301,76 +302,6 @@ pub(crate) struct Report {
     /// Folder to write index.html, summary.json, summary.md and the figures into
     #[arg(long, value_name = "DIR")]
     pub(crate) out: PathBuf,
-}
-
-/// How the runs of a sweep are made.
-#[derive(Debug, ClapArgs)]
-pub(crate) struct JobArgs {
-    /// Runs at a time; each has its share of --threads
-    #[arg(long, value_name = "N")]
-    pub(crate) jobs: Option<usize>,
-    /// Only part I of N, for machines that share the folders of records
-    #[arg(long, value_name = "I/N")]
-    pub(crate) shard: Option<String>,
-}
-
-#[derive(Debug, ClapArgs)]
-pub(crate) struct Sweep {
-    /// TOML file: [run], [grid], [[variant]], seeds
-    pub(crate) file: PathBuf,
-    /// Folder for runs, records and the report; continues what is there [default: runs/NAME]
-    #[arg(long, value_name = "DIR")]
-    pub(crate) out: Option<PathBuf>,
-    #[command(flatten)]
-    pub(crate) jobs: JobArgs,
-    /// Columns of the table; repeatable [default: val_loss, kurtosis_peak, kurtosis, and the cost of each scheme]
-    #[arg(long, value_name = "NAME")]
-    pub(crate) figure: Vec<String>,
-}
-
-#[derive(Debug, ClapArgs)]
-pub(crate) struct Experiment {
-    /// Its name, or a file of your own
-    #[arg(required_unless_present_any = ["all", "list"], conflicts_with_all = ["all", "list"])]
-    pub(crate) name: Option<String>,
-    /// All of them, and docs/reproduction.md
-    #[arg(long, conflicts_with = "list")]
-    pub(crate) all: bool,
-    /// Name them
-    #[arg(long)]
-    pub(crate) list: bool,
-    /// Minutes on two cores, or the paper's size, tokens and data
-    #[arg(long, value_enum, default_value_t = ExperimentScale::Small, value_name = "SCALE")]
-    pub(crate) scale: ExperimentScale,
-    /// Folder for data, runs and pages
-    #[arg(long, default_value = "runs/experiments", value_name = "DIR")]
-    pub(crate) out: PathBuf,
-    /// Folder of the records of finished runs
-    #[arg(long, default_value = "experiments/runs", value_name = "DIR")]
-    pub(crate) records: PathBuf,
-    /// With --all: the page to write, its pictures beside it in img/reproduction
-    #[arg(long, default_value = "docs/reproduction.md", value_name = "FILE")]
-    pub(crate) page: PathBuf,
-    /// Keep the checkpoints of finished runs
-    #[arg(long)]
-    pub(crate) keep: bool,
-    #[command(flatten)]
-    pub(crate) jobs: JobArgs,
-}
-
-/// How large the runs are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum ExperimentScale {
-    /// Minutes
-    Small,
-    /// The paper's
-    Full,
-}
-
-#[derive(Debug, ClapArgs)]
-pub(crate) struct Cell {
-    /// Folder that holds cell.json
-    pub(crate) dir: PathBuf,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -294,10 +294,7 @@ impl RunConfig {
             .map_err(|source| ConfigError::Read { path: path.to_path_buf(), source })?;
         let table = text.parse::<Table>().map_err(|e| ConfigError::Syntax {
             path: path.to_path_buf(),
-            problem: {
-                let line = 1 + text[..e.span().map_or(0, |s| s.start)].matches('\n').count();
-                format!("line {line}: {}", e.message().lines().next().unwrap_or("not a table"))
-            },
+            problem: syntax_problem(&text, &e),
         })?;
         Self::from_table(table, overrides)
     }
@@ -569,6 +566,12 @@ fn shown(value: &Value) -> String {
         Value::Array(_) => "a list".into(),
         other => other.to_string().chars().take(40).collect(),
     }
+}
+
+/// What is wrong with the text of a TOML file, and in which line.
+pub(crate) fn syntax_problem(text: &str, e: &toml::de::Error) -> String {
+    let line = 1 + text[..e.span().map_or(0, |s| s.start)].matches('\n').count();
+    format!("line {line}: {}", e.message().lines().next().unwrap_or("not a table"))
 }
 
 fn one_line(e: &toml::de::Error) -> String {

@@ -16,21 +16,21 @@ use evenkeel::experiment::file::distinct;
 use evenkeel::experiment::page::{Result as Judged, reproduction};
 use evenkeel::experiment::{Experiment, Scale, library};
 use evenkeel::report::write_file;
-use evenkeel::sweep::{Cell, Records, Sweep, groups};
+use evenkeel::sweep::{Records, Sweep, groups, shard};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 
 /// `data.path` of the small experiments on text: made here, wherever it lies.
 const SMALL_TEXT: &str = "small-text";
 
-pub(crate) fn run(args: args::Experiment, settings: &Settings) -> Result<Exit, Failure> {
+pub(crate) fn run(args: args::sweep::Experiment, settings: &Settings) -> Result<Exit, Failure> {
     if args.list {
         list(settings)?;
         return Ok(Exit::Done);
     }
     let scale = match args.scale {
-        args::ExperimentScale::Small => Scale::Small,
-        args::ExperimentScale::Full => Scale::Full,
+        args::sweep::ExperimentScale::Small => Scale::Small,
+        args::sweep::ExperimentScale::Full => Scale::Full,
     };
     let experiments = match &args.name {
         None => library::all()?,
@@ -47,8 +47,7 @@ pub(crate) fn run(args: args::Experiment, settings: &Settings) -> Result<Exit, F
         experiments.iter().map(|e| e.sweep(scale, &settings.overrides)).collect::<Result<_, _>>()?;
     let all = distinct(sweeps.iter().flat_map(|s| &s.cells));
     plan::check(&all)?;
-    let (i, n) = runner::shard(args.jobs.shard.as_deref())?;
-    let mine: Vec<Cell> = all.iter().skip(i - 1).step_by(n).cloned().collect();
+    let mine = shard(&all, runner::shard(args.jobs.shard.as_deref())?);
     // Small models keep one core busy and no more.
     let usual = if scale == Scale::Small { settings.threads.min(runner::MOST_JOBS) } else { 1 };
     let jobs = runner::jobs(args.jobs.jobs.unwrap_or(usual))?;
@@ -79,7 +78,7 @@ pub(crate) fn run(args: args::Experiment, settings: &Settings) -> Result<Exit, F
 }
 
 /// A page for each, and for all of them docs/reproduction.md.
-fn write_pages(results: &[Judged], scale: Scale, args: &args::Experiment) -> Result<PathBuf, Failure> {
+fn write_pages(results: &[Judged], scale: Scale, args: &args::sweep::Experiment) -> Result<PathBuf, Failure> {
     let folder = |path: &Path| {
         let io = |source| CheckpointError::Io { path: path.to_path_buf(), source };
         std::fs::create_dir_all(path).map_err(io)

@@ -320,16 +320,13 @@ mod tests {
 
     fn judged(rule: &str, a: &[f64], b: &[f64]) -> (Verdict, String) {
         let (a, b) = (runs(a), runs(b));
-        let group = |name: &str, runs: &'_ [RunRecord]| -> Vec<(u64, Option<RunRecord>)> {
-            let _ = name;
-            runs.iter().enumerate().map(|(i, r)| (i as u64, Some(r.clone()))).collect()
-        };
-        let (a, b) = (group("A", &a), group("B", &b));
-        let made = |name: &str, runs: &'static [(u64, Option<RunRecord>)]| Group {
-            name: name.into(),
-            runs: runs.iter().map(|(s, r)| (*s, r.as_ref())).collect(),
-        };
-        let groups = [made("A", a.leak()), made("B", b.leak())];
+        fn group<'a>(name: &str, runs: &'a [RunRecord]) -> Group<'a> {
+            Group {
+                name: name.into(),
+                runs: runs.iter().enumerate().map(|(i, r)| (i as u64, Some(r))).collect(),
+            }
+        }
+        let groups = [group("A", &a), group("B", &b)];
         let j = claim(rule).judge(&groups).unwrap();
         (j.verdict, j.measured)
     }

@@ -30,8 +30,8 @@
 use super::claim::{Claim, Judgement};
 use super::library;
 use super::{ExperimentError, claim};
-use crate::config::Override;
-use crate::sweep::file::{Plan, Variant, leaves, problem};
+use crate::config::{Override, syntax_problem};
+use crate::sweep::file::{Plan, Variant, leaves};
 use crate::sweep::{Cell, Figure, Group, Measure, Plot, Sweep};
 use serde::Deserialize;
 use std::path::Path;
@@ -125,7 +125,7 @@ impl Experiment {
     /// either scale.
     pub fn parse(name: &str, text: &str) -> Result<Self, ExperimentError> {
         let bad = |problem: String| ExperimentError::File { file: format!("{name}.toml"), problem };
-        let file: Text = toml::from_str(text).map_err(|e| bad(problem(text, &e)))?;
+        let file: Text = toml::from_str(text).map_err(|e| bad(syntax_problem(text, &e)))?;
         let figures = file.figures.iter().map(|f| Figure::parse(f)).collect::<Result<_, _>>()?;
         let experiment = Self {
             name: name.to_string(),

@@ -284,7 +284,7 @@ pub(crate) fn read_lines<T: DeserializeOwned>(
 
 /// Whether a site is on the residual stream as the paper plots it: `embed`, and what leaves each
 /// block.
-pub(super) fn is_residual(site: &str) -> bool {
+pub fn is_residual(site: &str) -> bool {
     site == "embed" || (site.starts_with("blocks.") && site.ends_with(".resid"))
 }
 

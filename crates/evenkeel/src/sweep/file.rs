@@ -2,7 +2,7 @@
 
 use super::record::Measure;
 use super::{SweepError, key};
-use crate::config::{Override, RunConfig};
+use crate::config::{Override, RunConfig, syntax_problem};
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -13,8 +13,6 @@ use toml::{Table, Value};
 pub struct Cell {
     /// What it has in common with the same settings under other seeds, in words.
     pub group: String,
-    /// What it sets, beside the seed, as key and value.
-    pub settings: Vec<(String, String)>,
     /// Its configuration.
     pub config: RunConfig,
     /// What is measured at its end.
@@ -83,12 +81,13 @@ impl Sweep {
     pub fn load(path: &Path, overrides: &[Override]) -> Result<Self, SweepError> {
         let text = read(path)?;
         let file = |problem: String| SweepError::File { path: path.to_path_buf(), problem };
-        let parsed: Text = toml::from_str(&text).map_err(|e| file(problem(&text, &e)))?;
+        let parsed: Text = toml::from_str(&text).map_err(|e| file(syntax_problem(&text, &e)))?;
         let base = match &parsed.base {
             Some(base) => {
                 let base = path.parent().unwrap_or(Path::new("")).join(base);
                 let text = read(&base)?;
-                text.parse().map_err(|e| SweepError::File { path: base, problem: problem(&text, &e) })?
+                text.parse()
+                    .map_err(|e| SweepError::File { path: base, problem: syntax_problem(&text, &e) })?
             }
             None => Table::new(),
         };
@@ -112,21 +111,15 @@ impl Sweep {
             cells: plan.cells(overrides).map_err(|e| e.at(path))?,
         })
     }
+}
 
-    /// The cells of part `i` of `n`, counted from 1: every n-th, so that parts cost about the same.
-    pub fn shard(&self, i: usize, n: usize) -> Vec<&Cell> {
-        self.cells.iter().skip(i.saturating_sub(1)).step_by(n.max(1)).collect()
-    }
+/// Part `i` of `n` of the cells, counted from 1: every n-th, so that parts cost about the same.
+pub fn shard(cells: &[Cell], (i, n): (usize, usize)) -> Vec<Cell> {
+    cells.iter().skip(i.saturating_sub(1)).step_by(n.max(1)).cloned().collect()
 }
 
 fn read(path: &Path) -> Result<String, SweepError> {
     std::fs::read_to_string(path).map_err(|source| SweepError::Read { path: path.to_path_buf(), source })
-}
-
-/// One line that says where and what.
-pub(crate) fn problem(text: &str, e: &toml::de::Error) -> String {
-    let line = 1 + text[..e.span().map_or(0, |s| s.start)].matches('\n').count();
-    format!("line {line}: {}", e.message().lines().next().unwrap_or("not a table"))
 }
 
 /// What becomes cells, whatever file it came from.
@@ -253,13 +246,7 @@ impl Plan {
                 |source| PlanError::Sweep(SweepError::Run { run: group.clone(), source: Box::new(source) });
             let config = RunConfig::from_table(common.clone(), &all).map_err(bad)?;
             let key = key(&config, &self.measure).map_err(bad)?;
-            Ok(Cell {
-                group: group.clone(),
-                settings: settings.clone(),
-                measure: self.measure.clone(),
-                config,
-                key,
-            })
+            Ok(Cell { group: group.clone(), measure: self.measure.clone(), config, key })
         };
         seeds.iter().map(cell).collect()
     }
@@ -340,7 +327,7 @@ mod tests {
         let last = &made.cells[7].config;
         assert_eq!((last.model.preset.as_str(), last.model.depth, last.train.steps), ("op", 2, 7));
         assert_eq!((last.optim.lr_peak, last.train.seed), (3e-3, 1));
-        let parts: Vec<usize> = (1..=3).map(|i| made.shard(i, 3).len()).collect();
+        let parts: Vec<usize> = (1..=3).map(|i| shard(&made.cells, (i, 3)).len()).collect();
         assert_eq!(parts, [3, 3, 2]);
     }
 

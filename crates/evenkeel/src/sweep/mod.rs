@@ -34,7 +34,7 @@ pub mod summary;
 
 pub use error::SweepError;
 pub use figure::Figure;
-pub use file::{Cell, Sweep};
+pub use file::{Cell, Sweep, shard};
 pub use key::key;
 pub use plot::Plot;
 pub use record::{Measure, Quantised, Records, RunRecord, Status};

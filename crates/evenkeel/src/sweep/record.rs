@@ -431,7 +431,7 @@ mod tests {
     use super::*;
     use crate::report::run::MetricLine;
 
-    pub(crate) fn logs() -> RunCurves {
+    fn logs() -> RunCurves {
         let stat = |step, site: &str, kurtosis| StatLine {
             step,
             site: site.into(),

@@ -18,7 +18,7 @@ use evenkeel::metrics::Metrics;
 use evenkeel::model::config::NormPosition;
 use evenkeel::quant::{QuantReport, Scheme};
 use evenkeel::random::{FNV_OFFSET, fnv1a};
-use evenkeel::report::read_run;
+use evenkeel::report::run::{is_residual, read_run};
 use evenkeel::sweep::record::{Measured, Origin, write};
 use evenkeel::sweep::{Measure, RunRecord, key};
 use evenkeel::train::{Control, Feed, Outcome, Prepared, RunDir, Trainer, evaluate};
@@ -47,7 +47,7 @@ pub(crate) struct Task {
     pub(crate) keep: bool,
 }
 
-pub(crate) fn run(args: args::Cell, settings: &Settings) -> Result<Exit, Failure> {
+pub(crate) fn run(args: args::sweep::Cell, settings: &Settings) -> Result<Exit, Failure> {
     let begun = Instant::now();
     let control = stopped_by_stdin()?;
     let task: Task = files::read_json(&args.dir.join("cell.json"))?;
@@ -158,8 +158,7 @@ fn sites(trainer: &Trainer, tokens: u64) -> Result<Vec<(String, Metrics)>, Failu
         ..inspect::Options::stream()
     };
     let report = inspect::inspect(trainer.model(), inputs, &options, &mut |_, _| {})?;
-    let stream = |site: &str| site == "embed" || (site.starts_with("blocks.") && site.ends_with(".resid"));
-    Ok(report.sites.into_iter().filter(|s| stream(&s.site)).map(|s| (s.site, s.metrics)).collect())
+    Ok(report.sites.into_iter().filter(|s| is_residual(&s.site)).map(|s| (s.site, s.metrics)).collect())
 }
 
 /// Every scheme of the measure; none for images and for post-norm models, which cannot be quantised yet.

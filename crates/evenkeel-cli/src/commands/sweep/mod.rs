@@ -14,12 +14,11 @@ use crate::settings::Settings;
 use crate::signals;
 use evenkeel::checkpoint::CheckpointError;
 use evenkeel::sweep::page::SweepPage;
-use evenkeel::sweep::{Cell, Figure, Records, Sweep, groups, summary};
+use evenkeel::sweep::{Figure, Records, Sweep, groups, summary};
 use runner::{Done, Runner};
 use std::path::Path;
 
-pub(crate) fn run(args: args::Sweep, settings: &Settings) -> Result<Exit, Failure> {
-    // Seeds belong to the file; one from outside replaces them all.
+pub(crate) fn run(args: args::sweep::Sweep, settings: &Settings) -> Result<Exit, Failure> {
     let mut sweep = Sweep::load(&args.file, &settings.overrides)?;
     if settings.seed.is_some() {
         return Err(Failure::input(
@@ -27,12 +26,12 @@ pub(crate) fn run(args: args::Sweep, settings: &Settings) -> Result<Exit, Failur
             "write seeds = [0, 1, 2] in the file",
         ));
     }
-    let shard = runner::shard(args.jobs.shard.as_deref())?;
+    let part = runner::shard(args.jobs.shard.as_deref())?;
     let jobs = runner::jobs(args.jobs.jobs.or(sweep.jobs).unwrap_or(1))?;
     let figures = figures(&args.figure, &sweep)?;
     let stem = args.file.file_stem().map_or("sweep".into(), |s| s.to_string_lossy().into_owned());
     let out = args.out.unwrap_or_else(|| Path::new("runs").join(&stem));
-    let mine: Vec<Cell> = sweep.shard(shard.0, shard.1).into_iter().cloned().collect();
+    let mine = evenkeel::sweep::shard(&sweep.cells, part);
     plan::check(&sweep.cells)?;
     let mut records = Records::open(&out.join("records"))?;
     if settings.dry_run {
@@ -47,13 +46,11 @@ pub(crate) fn run(args: args::Sweep, settings: &Settings) -> Result<Exit, Failur
     if done == Done::Interrupted {
         return Ok(Exit::Interrupted);
     }
-    // What other machines have added is shown too.
+    // What other machines have added is shown too, and what nobody has made yet is not.
     for cell in &sweep.cells {
         records.reread(&cell.key)?;
     }
-    sweep
-        .cells
-        .retain(|c| shard.1 == 1 || records.get(&c.key).is_some() || mine.iter().any(|m| m.key == c.key));
+    sweep.cells.retain(|c| records.get(&c.key).is_some());
     let groups = groups(&sweep.cells, &records);
     let page = SweepPage { title: &sweep.title, groups: &groups, figures: &figures };
     page.write(&out)?;
